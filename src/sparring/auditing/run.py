@@ -1,0 +1,118 @@
+"""The run folder: what was asked, what was found, and the images that show it.
+
+    <out>/plan.json                      what was asked for: every setting, seed, version
+    <out>/evidence/<section>.json        the figures of one section, as measured
+    <out>/evidence/<section>.safetensors its images and other tensors
+    <out>/events.jsonl                   what happened when
+    <out>/result.json, report.html       derived; rebuilt at will, never read as input
+
+Each file appears whole or not at all: written beside its place, synced, renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sparring.core.errors import UsageError
+
+SCHEMA = 1
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put `data` at `path` so that no reader and no crash ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+class Run:
+    """One run folder, open for reading and for adding sections."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, out: Path | None, slug: str, plan: Mapping[str, Any]) -> Run:
+        """A new run at `out`, or at `runs/<time>-<slug>` when `out` is None."""
+        path = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}"
+        write_json(path / "plan.json", {"schema": SCHEMA, "kind": slug, **plan})
+        for stale in (path / "evidence").glob("*"):
+            stale.unlink()
+        run = cls(path)
+        run.event("start", kind=slug)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """An existing run; `UsageError` when `path` is none."""
+        if not (path / "plan.json").is_file():
+            raise UsageError(f"expected a run folder with a plan.json, got {path}; name the folder a run made")
+        return cls(path)
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What was asked for."""
+        plan: dict[str, Any] = json.loads((self.path / "plan.json").read_text())
+        return plan
+
+    @property
+    def sections(self) -> list[str]:
+        """The names of the sections on disk."""
+        return sorted(path.stem for path in (self.path / "evidence").glob("*.json"))
+
+    def record(self, section: str, figures: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Store one section; its images first, so that figures never stand without them."""
+        if tensors:
+            held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            write_atomic(self.path / "evidence" / f"{section}.safetensors", save(held))
+        write_json(self.path / "evidence" / f"{section}.json", dict(figures))
+        self.event("section", name=section)
+
+    def figures(self, section: str) -> dict[str, Any] | None:
+        """The figures of a section, or None if the run has no such section."""
+        path = self.path / "evidence" / f"{section}.json"
+        figures: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+        return figures
+
+    def tensors(self, section: str) -> dict[str, Tensor]:
+        """The tensors of a section; empty if it stored none."""
+        path = self.path / "evidence" / f"{section}.safetensors"
+        return load_file(path) if path.is_file() else {}
+
+    def event(self, kind: str, **fields: object) -> None:
+        """Append one line to `events.jsonl`."""
+        line = json.dumps({"schema": SCHEMA, "time": round(time.time(), 3), "event": kind, **fields})
+        with (self.path / "events.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    def result(self) -> dict[str, Any]:
+        """Every figure of the run in one dictionary: the plan, then a key for each section."""
+        return {"schema": SCHEMA, "plan": self.plan} | {name: self.figures(name) for name in self.sections}
+
+    def write_result(self) -> Path:
+        """Rebuild `result.json` from the evidence."""
+        write_json(self.path / "result.json", self.result())
+        return self.path / "result.json"
