@@ -1,1 +1,1 @@
-
+"""Classifiers: our own networks, their checkpoints, and adapters for those of others."""

@@ -1,0 +1,62 @@
+"""The judge: it alone says what is adversarial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparring.core.batch import Batch
+from sparring.core.errors import ModelError, UsageError
+from sparring.core.model import Access, Prediction
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A row is broken by a legal point that its model gets wrong, or puts in the row's target class.
+
+    With `confidence` > 0 the model must also give the class it names at least that probability. With
+    `any_wrong` a target is only where the attack aims, and any wrong class counts.
+    """
+
+    confidence: float = 0.0
+    any_wrong: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what can be no probability."""
+        if not 0 <= self.confidence < 1:
+            raise UsageError(f"expected a confidence in [0, 1), got {self.confidence}")
+
+    @property
+    def needs(self) -> Access:
+        """What the judge itself must see."""
+        return Access.SCORE if self.confidence else Access.DECISION
+
+    def fooled(self, batch: Batch, prediction: Prediction) -> Tensor:
+        """(n,) bool: does the model answer as the attacker wants, wherever the point lies?"""
+        labels, logits = prediction.labels, prediction.logits
+        targeted = batch.targeted & (not self.any_wrong)
+        hit = torch.where(targeted, labels == batch.target, labels != batch.y)
+        if logits is not None and not logits.isfinite().all():
+            row = int((~logits.isfinite().all(1)).nonzero()[0])
+            raise ModelError(f"expected finite logits, got {logits[row].tolist()}; check the model on that image")
+        if self.confidence:
+            hit = hit & (confidence(prediction) >= self.confidence)
+        return hit
+
+    def adversarial(self, batch: Batch, x: Tensor, prediction: Prediction) -> Tensor:
+        """(n,) bool: is `x` a legal point that fools the model? Legality is computed in float64."""
+        hit = self.fooled(batch, prediction)
+        index = hit.nonzero().squeeze(1)
+        if len(index) == 0:
+            return hit
+        legal = batch.threat.contains(x[index], batch.x[index])
+        return hit.index_copy(0, index, legal)
+
+
+def confidence(prediction: Prediction) -> Tensor:
+    """(n,) float64 probability that the model gives the class it names."""
+    if prediction.logits is None:
+        raise ModelError("expected logits for a confidence, got a model that gives labels only")
+    return prediction.logits.double().softmax(1).gather(1, prediction.labels[:, None]).squeeze(1)

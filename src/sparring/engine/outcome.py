@@ -1,0 +1,61 @@
+"""What a run found, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparring.core.batch import Rows
+from sparring.core.threat import Threat
+
+
+@dataclass(frozen=True)
+class Outcome(Rows):
+    """The rows of one run in the order they were given; `best` is as stored, and judged again from there."""
+
+    sample: Tensor  # (n,) int64 sample ids
+    clean: Tensor  # (n,) bool: the untouched image already fools the model
+    found: Tensor  # (n,) bool: an adversarial image was found and confirmed (the clean one included)
+    moved: Tensor  # (n,) bool: found, but not confirmed: rounding alone decides there
+    best: Tensor  # (n, c, h, w) the adversarial image; where none was found, the last point of the first try
+    distance: Tensor  # (n,) float64 from the clean image, in the norm of the threat model
+    label: Tensor  # (n,) int64: what the model says of `best`
+    confidence: Tensor  # (n,) float64: and with which probability; NaN from a model that gives labels only
+    forward: Tensor  # (n,) int64 forward passes spent on the row
+    backward: Tensor  # (n,) int64 backward passes
+
+
+class Ledger:
+    """The best point and the passes of every row while a run goes on."""
+
+    def __init__(self, threat: Threat, x: Tensor) -> None:
+        n = len(x)
+        self._threat, self._x = threat, x
+        self.best = x.clone()
+        self.distance = torch.full((n,), torch.inf, dtype=torch.float64, device=x.device)
+        self._rank = torch.full((n,), torch.iinfo(torch.int64).max, device=x.device)
+        self.forward = torch.zeros(n, dtype=torch.int64, device=x.device)
+        self.backward = torch.zeros_like(self.forward)
+
+    @property
+    def found(self) -> Tensor:
+        """(n,) bool: has an adversarial image been entered?"""
+        return self.distance < torch.inf
+
+    def enter(self, rows: Tensor, rank: Tensor, points: Tensor, *, nearest: bool) -> None:
+        """Enter adversarial `points` (m, ...); of a row's several, the nearest or that of the lowest rank stays."""
+        distance = self._threat.distance(points, self._x[rows])
+        for tier in rank.unique().tolist():  # a row may sit on several seats, but has only one of each rank
+            at = (rank == tier).nonzero().squeeze(1)
+            row, far = rows[at], distance[at]
+            first = tier < self._rank[row]
+            better = (far < self.distance[row]) | ((far == self.distance[row]) & first) if nearest else first
+            row, at = row[better], at[better]
+            self.best[row], self.distance[row], self._rank[row] = points[at], distance[at], tier
+
+    def give_up(self, rows: Tensor, rank: Tensor, points: Tensor) -> None:
+        """Keep the last point of a row's first try, for as long as nothing better is known."""
+        keep = (rank == 0) & ~self.found[rows]
+        self.best[rows[keep]] = points[keep]

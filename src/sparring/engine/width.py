@@ -1,0 +1,46 @@
+"""How many rows go to the model at once.
+
+A model may give a row other low bits in a batch of another width. So a run keeps one width, padded, and
+narrows at its tail only if the model, asked, gives the very same bits at the narrower width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparring.core.model import Access, Model
+
+NARROWEST = 4
+
+
+def automatic(row: Tensor) -> int:
+    """A width for images like `row` (c, h, w): it fills this machine's caches, not its memory."""
+    budget = 200_000 if row.device.type == "cpu" else 8_000_000
+    fits = max(1, budget // max(1, row.numel()))
+    return min(512 if row.device.type == "cpu" else 4096, max(NARROWEST, 1 << (fits.bit_length() - 1)))
+
+
+def narrower(live: int, width: int) -> int:
+    """The least halving of `width` that seats `live` rows and keeps `NARROWEST`."""
+    while width % 2 == 0 and width // 2 >= max(live, NARROWEST):
+        width //= 2
+    return width
+
+
+def same_bits(model: Model, x: Tensor, width: int, access: Access) -> bool:
+    """Does `model` answer for the first `width` rows of `x` alone just what it answers within `x`?"""
+    wide, narrow = model.query(x, access), model.query(x[:width], access)
+    if not torch.equal(wide.labels[:width], narrow.labels):
+        return False
+    if wide.logits is not None and narrow.logits is not None and not torch.equal(wide.logits[:width], narrow.logits):
+        return False
+    if access < Access.GRADIENT or wide.vjp is None or narrow.vjp is None or wide.logits is None:
+        return True
+    cotangent = wide.logits.softmax(1)
+    return torch.equal(wide.vjp(cotangent)[:width], narrow.vjp(cotangent[:width]))
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Is this the accelerator or the machine saying that a batch was too large?"""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,51 @@
+"""Our own networks, for images of any size: `dense` and `conv`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from sparring.core.errors import unknown
+
+
+def dense(shape: Sequence[int], classes: int) -> nn.Sequential:
+    """The classic fully connected net: two hidden layers of 300 and 100 units (LeCun et al. 1998, C.3)."""
+    channels, height, width = shape
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(channels * height * width, 300),
+        nn.ReLU(),
+        nn.Linear(300, 100),
+        nn.ReLU(),
+        nn.Linear(100, classes),
+    )
+
+
+def conv(shape: Sequence[int], classes: int) -> nn.Sequential:
+    """Two strided 4x4 convolutions of 16 and 32, then 100 units (Wong and Kolter 2018): 166,406 weights on MNIST."""
+    channels, height, width = shape
+    features = 32 * (height // 2 // 2) * (width // 2 // 2)
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(features, 100),
+        nn.ReLU(),
+        nn.Linear(100, classes),
+    )
+
+
+NETS: dict[str, Callable[[Sequence[int], int], nn.Sequential]] = {"dense": dense, "conv": conv}
+
+
+def build(name: str, shape: Sequence[int], classes: int, seed: int = 0) -> nn.Sequential:
+    """The net called `name` for images of `shape` (c, h, w), its weights drawn from `seed` alone."""
+    if name not in NETS:
+        raise unknown("net", name, NETS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return NETS[name](shape, classes)

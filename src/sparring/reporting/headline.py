@@ -1,0 +1,125 @@
+"""The top of the page: the run in a handful of figures, and one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from sparring.auditing.run import Run
+from sparring.reporting.markup import tile
+from sparring.reporting.pictures import picture
+from sparring.reporting.wording import class_namer, confidence, data_name, net_name, percent, plain
+
+
+@dataclass(frozen=True)
+class Card:
+    """One figure with what it measures; `side` is the corner it speaks for, the model's or the attack's."""
+
+    label: str
+    value: str
+    note: str
+    side: str = "model"
+
+
+def title(plan: Mapping[str, Any]) -> str:
+    """The heading of the page."""
+    name = data_name(plan)
+    return f"{name}: the training report" if plan.get("kind") == "train" else f"{name} under attack"
+
+
+def summary(plan: Mapping[str, Any]) -> str:
+    """The data and the seed in a line."""
+    rows = plan.get("rows")
+    told = [f"{size:,} {split} images" for split, size in rows.items()] if isinstance(rows, dict) else []
+    told += [f"seed {plan['seed']}"] * ("seed" in plan) + [f"on {plan['device']}"] * ("device" in plan)
+    return ", ".join(told)
+
+
+def picture_pair(run: Run) -> Markup:
+    """The first image the run shows, before and after an attack."""
+    for section in ("fgsm", "attack"):
+        tensors, shown = run.tensors(section), (run.figures(section) or {}).get("shown")
+        if shown and "x" in tensors and "adversarial" in tensors:
+            name, fact = class_namer(run.plan), shown[0]
+            before, after = name(fact.get("prediction")), name(fact.get("adversarial_prediction"))
+            return Markup('<div class="duel" aria-label="One image before and after an attack">{}{}</div>').format(
+                tile(
+                    picture(tensors["x"][0], f"a clean image, read as {before}"),
+                    Markup("read as <strong>{}</strong>").format(before),
+                    confidence(fact.get("confidence")),
+                ),
+                tile(
+                    picture(tensors["adversarial"][0], f"the same image attacked, read as {after}"),
+                    Markup("read as <strong>{}</strong>").format(after),
+                    confidence(fact.get("adversarial_confidence")),
+                    style="fooled",
+                ),
+            )
+    return Markup()
+
+
+def cards(run: Run) -> list[Card]:
+    """The figures that decide, in the order of the page."""
+    makers: Sequence[tuple[str, Callable[[dict[str, Any]], list[Card]]]] = (
+        ("train", _trained),
+        ("fooling", _fooled),
+        ("targeted", _targeted),
+        ("defend", _defended),
+        ("attack", _attacked),
+    )
+    return [card for section, make in makers if (figures := run.figures(section)) for card in make(figures)]
+
+
+def _trained(figures: dict[str, Any]) -> list[Card]:
+    """Clean accuracy, a card a network."""
+    nets = {name: net for name, net in figures.items() if isinstance(net, dict)}
+    return [Card("clean accuracy", percent(net.get("accuracy")), net_name(name)) for name, net in nets.items()]
+
+
+def _fooled(figures: dict[str, Any]) -> list[Card]:
+    """The least confidence among the noise images."""
+    entries = [entry for net in (figures.get("nets") or {}).values() for entry in net]
+    sure = [entry["confidence"] for entry in entries if entry.get("confidence") is not None]
+    least = confidence(min(sure, default=figures.get("min_confidence")))
+    return [Card("least confidence in pure noise", least, f"over {len(entries)} noise images", "attack")]
+
+
+def _targeted(figures: dict[str, Any]) -> list[Card]:
+    """The pairs the improved attack reached, against the classic one."""
+    classic, improved = figures.get("classic") or {}, figures.get("improved") or {}
+    if not improved:
+        return []
+    value = f"{improved.get('reached')} of {improved.get('pairs')}"
+    return [Card("targeted pairs, improved attack", value, f"classic: {classic.get('reached', 'not run')}", "attack")]
+
+
+def _defended(figures: dict[str, Any]) -> list[Card]:
+    """Robust accuracy of the first model without a training eps, and of the first with one."""
+    models = figures.get("models") or {}
+    hard = next(((name, model) for name, model in models.items() if model.get("eps") is not None), None)
+    soft = next(((name, model) for name, model in models.items() if model.get("eps") is None), None)
+    if hard is None:
+        return []
+    eps = hard[1]["eps"]
+    shares = [_at(model, eps) for _, model in (soft, hard) if model] if soft else [_at(hard[1], eps)]
+    names = " → ".join(name for name, _ in (soft, hard) if name) if soft else hard[0]
+    return [Card(f"robust accuracy at eps {plain(eps)}", " → ".join(shares), f"{names}; an upper bound")]
+
+
+def _at(model: Mapping[str, Any], eps: float) -> str:
+    """Robust accuracy at an eps."""
+    robust = {float(key): share for key, share in (model.get("robust") or {}).items()}
+    return percent(robust.get(eps))
+
+
+def _attacked(figures: dict[str, Any]) -> list[Card]:
+    """The strongest attack."""
+    ranked = [attack for attack in figures.get("attacks") or [] if attack.get("success") is not None]
+    if not ranked:
+        return []
+    best = max(ranked, key=lambda attack: attack["success"])
+    note = f"{best.get('name')}, {figures.get('threat', 'threat model not recorded')}"
+    return [Card("success of the strongest attack", percent(best["success"]), note, "attack")]

@@ -1,0 +1,40 @@
+"""Several attacks on the same images, under one threat model."""
+
+from __future__ import annotations
+
+from sparring.auditing.run import Run
+from sparring.reporting.attack_table import attack_chart, attack_table
+from sparring.reporting.markup import join, paragraph
+from sparring.reporting.wording import count, net_name, percent
+
+ORDER = 50
+TITLE = "The attacks compared"
+
+_LEAD = (
+    "Every attack gets the same images, the same network and the same threat model. "
+    "Success is the share of images made wrong; a pass is one image through the network, forward or backward."
+)
+
+
+def render(run: Run) -> str | None:
+    """The table of attacks, and success against passes."""
+    figures = run.figures("compare")
+    if not figures:
+        return None
+    rows, attacks = figures.get("rows") or 0, figures.get("attacks") or []
+    setting = (
+        f"{count(rows)} test images, {net_name(figures.get('net', 'network'))}, "
+        f"threat model {figures.get('threat', 'not recorded')}."
+    )
+    ranked = [attack for attack in attacks if attack.get("success") is not None]
+    if ranked:
+        best = max(ranked, key=lambda attack: attack["success"])
+        setting += f" The strongest here is {best.get('name')}, with {percent(best['success'])}."
+    return join(
+        [
+            paragraph(_LEAD, "lead"),
+            paragraph(setting, "finding"),
+            attack_table(attacks, rows),
+            attack_chart("compare", attacks, rows),
+        ]
+    )

@@ -1,0 +1,54 @@
+"""What was run, to the last setting, and what these figures do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from sparring.auditing.run import Run
+from sparring.reporting.markup import block, heading, join, paragraph
+from sparring.reporting.wording import UPPER_BOUND
+
+ORDER = 90
+TITLE = "What was run, and its limits"
+
+_ALWAYS = (
+    f"Where a robust accuracy stands here, it is {UPPER_BOUND}.",
+    "A figure measured on n test images carries sampling error; another seed gives other digits.",
+)
+
+
+def render(run: Run) -> str | None:
+    """Every field of the plan, and the limits it states."""
+    plan = run.plan
+    limits = [*(plan.get("limits") or ()), *_ALWAYS]
+    items = Markup("").join(Markup("<li>{}</li>").format(limit) for limit in limits)
+    honest = block("limits", heading("Honest limits"), Markup("<ul>{}</ul>").format(items))
+    single = {key: value for key, value in plan.items() if not isinstance(value, dict) and key != "limits"}
+    groups = [("run", single), *((key, value) for key, value in plan.items() if isinstance(value, dict))]
+    lists = [_definitions(title, fields) for title, fields in groups if fields]
+    return join([honest, paragraph("Everything the run was asked for, as its plan holds it.", "lead"), block("plan", *lists)])
+
+
+def _definitions(title: str, fields: Mapping[str, Any]) -> Markup:
+    """One group of settings as a definition list."""
+    pairs = [Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in _flat(fields)]
+    return Markup("<section><h3>{}</h3><dl>{}</dl></section>").format(_words(title), join(pairs))
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as one list of names and values."""
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield _words(prefix + key), ", ".join(str(item) for item in value)
+        else:
+            yield _words(prefix + key), "none" if value is None else str(value)
+
+
+def _words(name: str) -> str:
+    """A field's name with spaces."""
+    return name.replace("_", " ")

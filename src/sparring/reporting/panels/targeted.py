@@ -1,0 +1,180 @@
+"""A person sees one class, the network names another: the classic method and the improved one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from sparring.auditing.run import Run
+from sparring.reporting import charts
+from sparring.reporting.markup import Chart, block, chart, join, paragraph
+from sparring.reporting.pictures import picture
+from sparring.reporting.wording import (
+    brief_confidence,
+    class_namer,
+    confidence,
+    net_name,
+    number,
+    percent,
+    plain,
+)
+
+ORDER = 40
+TITLE = "A person sees one thing, the network another"
+
+Cells = Mapping[tuple[int, int], Mapping[str, Any]]
+_METHODS = {"ddn": "DDN on the log-odds"}
+_WAYS = ("classic", "improved")
+_STALL = (
+    "Why the classic method stalls: softmax saturates. Where the network is almost certain of the source, its "
+    "output no longer moves, so the gradient of the quadratic cost vanishes and descent stands still far from the "
+    "goal. The log-odds do not saturate, so the improved method keeps a slope to follow."
+)
+
+
+def render(run: Run) -> str | None:
+    """Both grids, what each reached, and the distance of each pair."""
+    figures = run.figures("targeted")
+    if not figures:
+        return None
+    ways = {way: figures[way] for way in _WAYS if figures.get(way)}
+    lead = (
+        f"Descent changes a test image until the {net_name(figures.get('net', 'network'))} names another class with "
+        f"at least {_share(figures.get('threshold'))}, and keeps it close to where it began "
+        f"(classic method: lambda = {plain(figures.get('lambda'))}). L2 is the length of the change, "
+        "with pixels from 0 to 1. Every ordered pair of classes is tried."
+    )
+    parts = [paragraph(lead, "lead"), paragraph(_finding(figures, ways), "finding")]
+    tensors = run.tensors("targeted")
+    grids = [_grid(run, _title(way, entry), _by_pair(entry), tensors.get(way)) for way, entry in ways.items()]
+    parts.append(block("pair grids", *grids))
+    stalled = [cell for cell in (ways.get("classic") or {}).get("cells") or [] if cell.get("reached") is False]
+    parts.append(block("pair aside", *_distances(run, ways), paragraph(_STALL, "why") if stalled else ""))
+    return join(parts)
+
+
+def _share(value: float | None) -> str:
+    """The threshold in percent, with the digits it was given in."""
+    return percent(value) if value is None else f"{round(100 * value, 8):g} %"
+
+
+def _title(way: str, entry: Mapping[str, Any]) -> str:
+    """The name of a method: what it is called here, and what it is."""
+    method = entry.get("method")
+    return f"{way.capitalize()} ({_METHODS.get(method, method)})" if method else way.capitalize()
+
+
+def _by_pair(entry: Mapping[str, Any]) -> Cells:
+    """The cells of a method by source and goal."""
+    return {(cell["source"], cell["goal"]): cell for cell in entry.get("cells") or []}
+
+
+def _finding(figures: Mapping[str, Any], ways: Mapping[str, Mapping[str, Any]]) -> str:
+    """Both methods in figures, and side by side where both succeed."""
+    told = []
+    for way, entry in ways.items():
+        at = f" pairs at ≥ {_share(figures.get('threshold'))}" if not told else ""
+        mean = entry.get("mean_l2")
+        where = " where it succeeds" if entry.get("reached") != entry.get("pairs") else ""
+        length = "no mean L2, for no pair succeeds" if mean is None else f"mean L2 {number(mean)}{where}"
+        told.append(f"{_title(way, entry)}: {entry.get('reached')} of {entry.get('pairs')}{at}, {length}.")
+    one, other = (_by_pair(ways.get(way) or {}) for way in _WAYS)
+    both = [pair for pair in one if one[pair].get("reached") and other.get(pair, {}).get("reached")]
+    lengths = [[cells[pair]["l2"] for pair in both if cells[pair].get("l2") is not None] for cells in (one, other)]
+    if both and len(lengths[0]) == len(lengths[1]) == len(both):
+        first, second = (number(sum(values) / len(both)) for values in lengths)
+        told.append(f"On the {len(both)} pairs that both reach: mean L2 {first} against {second}.")
+    return " ".join(told)
+
+
+def _grid(run: Run, title: str, cells: Cells, images: Tensor | None) -> Markup:
+    """Rows are what a person sees, columns what the network says."""
+    size = len(images) if images is not None else 1 + max((max(pair) for pair in cells), default=-1)
+    name = class_namer(run.plan)
+    top = Markup("").join(Markup('<th scope="col">{}</th>').format(name(goal)) for goal in range(size))
+    lines = []
+    for source in range(size):
+        row = Markup("").join(
+            _cell(name, source, goal, cells.get((source, goal), {}), None if images is None else images[source, goal])
+            for goal in range(size)
+        )
+        lines.append(Markup('<tr><th scope="row">{}</th>{}</tr>').format(name(source), row))
+    return Markup(
+        '<div class="matrix"><h3>{}</h3><p class="axis">columns: the network says →</p>'
+        '<div class="scroll" role="region" aria-label="{}" tabindex="0"><table>'
+        '<thead><tr><td aria-hidden="true"></td>{}</tr></thead><tbody>{}</tbody></table></div>'
+        '<p class="axis">rows: a person sees ↑. Hatched and framed: not reached, with the confidence got.</p></div>'
+    ).format(title, title, top, join(lines))
+
+
+def _cell(
+    name: Callable[[object], str], source: int, goal: int, cell: Mapping[str, Any], image: Tensor | None
+) -> Markup:
+    """One pair: its image, and its confidence where the goal was not reached."""
+    if source == goal:
+        alt, style, mark = f"the source, a {name(source)}", "source", ""
+    else:
+        missed = cell.get("reached") is False
+        sure = confidence(cell.get("confidence"))
+        alt = f"a {name(source)}, read as {name(goal)} with {sure}{', not reached' * missed}"
+        style, mark = "missed" * missed, brief_confidence(cell.get("confidence")) * missed
+    shown = picture(image, alt) if image is not None else ""
+    return Markup('<td class="{}"><span>{}<i>{}</i></span></td>').format(style, shown, mark)
+
+
+def _distances(run: Run, ways: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
+    """L2 of each pair, classic against improved; nothing when one of them is missing."""
+    one, other = (_by_pair(ways.get(way) or {}) for way in _WAYS)
+    pairs = [
+        (pair, one[pair], other[pair])
+        for pair in one
+        if pair in other and one[pair].get("l2") is not None and other[pair].get("l2") is not None
+    ]
+    if not pairs:
+        return []
+    name = class_namer(run.plan)
+    shorter = sum(second["l2"] < first["l2"] for _, first, second in pairs)
+    rows = [
+        (f"{name(pair[0])} → {name(pair[1])}", number(first["l2"]), _outcome(first), number(second["l2"]), _outcome(second))
+        for pair, first, second in pairs
+    ]
+    drawn = Chart(
+        title="L2 of each pair",
+        alt=(
+            f"L2 of each pair, classic against improved. The improved change is shorter in {shorter} of {len(pairs)} "
+            f"pairs; classic reaches {_reached(first for _, first, _ in pairs)}, improved "
+            f"{_reached(second for _, _, second in pairs)}."
+        ),
+        svg=charts.svg("targeted", lambda axes: _draw(axes, [(first, second) for _, first, second in pairs])),
+        head=("pair", "classic L2", "confidence", "improved L2", "confidence"),
+        rows=rows,
+        note=f"Below the dashed line the improved change is the shorter one: {shorter} of {len(pairs)} pairs.",
+    )
+    return [chart(drawn)]
+
+
+def _reached(cells: Any) -> int:
+    """How many cells were reached."""
+    return sum(bool(cell.get("reached")) for cell in cells)
+
+
+def _outcome(cell: Mapping[str, Any]) -> str:
+    """The confidence got, and whether it was enough."""
+    return confidence(cell.get("confidence")) + ", not reached" * (cell.get("reached") is False)
+
+
+def _draw(axes: Axes, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
+    """One point a pair: a disc where classic got there, a cross where it stalled."""
+    longest = 1.08 * max(max(first["l2"], second["l2"]) for first, second in pairs) or 1.0
+    axes.plot([0, longest], [0, longest], color=charts.MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+    for place, marker, label, wanted in ((0, "o", "classic reached it", True), (1, "x", "classic stalled", False)):
+        points = [(first["l2"], second["l2"]) for first, second in pairs if bool(first.get("reached")) is wanted]
+        if points:
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, linestyle="none", marker=marker, color=charts.series(place).colour, label=label)
+    axes.set(xlim=(0, longest), ylim=(0, longest), xlabel="L2 of the classic change", ylabel="L2 of the improved one")
+    axes.legend(loc="upper left", frameon=False, borderaxespad=0.2, handletextpad=0.2)
