@@ -31,6 +31,8 @@ def load(
     if spec in known:
         return known[spec].load(Request(data_dir, download, on_status or silent))
     path = _path(spec, known)
+    if not path.exists():
+        raise DataError(f"{path}: expected an .npz file or a folder of images, got nothing there")
     if path.is_file():
         return load_file(path)
     pair = any((path / name).exists() for name in ("train.npz", "test.npz"))
@@ -40,7 +42,7 @@ def load(
 def available(spec: str, data_dir: Path | None = None) -> bool:
     """Whether `spec` loads without a download; cheap, so contents are not verified."""
     known = _known()
-    return known[spec].available(data_dir) if spec in known else Path(spec).expanduser().exists()
+    return known[spec].available(data_dir) if spec in known else _path(spec, known).exists()
 
 
 def names() -> list[str]:
@@ -61,8 +63,7 @@ def _known() -> dict[str, Named]:
 
 def _path(spec: str, known: dict[str, Named]) -> Path:
     path = Path(spec).expanduser()
-    if spec and path.exists():
-        return path.resolve()
-    if path.suffix or len(path.parts) > 1:
-        raise DataError(f"{path}: expected a file or a folder of images, got nothing there")
-    raise unknown("data set", spec, known)
+    bare = not path.suffix and len(path.parts) < 2
+    if not spec or (bare and not path.exists()):
+        raise unknown("data set", spec, known)
+    return path.resolve()

@@ -12,22 +12,29 @@ import torch
 from sparring.core.errors import DataError
 from sparring.data.images import Dataset, Images, Raw
 
+# What numpy and zipfile raise over damaged archives, as found by damaging some at random.
+BROKEN = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+
 
 def read(path: Path) -> Raw:
     """`x` and `y` of one `.npz` file, unchecked but for being there; pickles are refused."""
     if not path.is_file():
         raise DataError(f"{path}: expected an .npz file with x and y, got no file")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: expected an .npz file with x and y, got a single array")
+        with path.open("rb") as handle:
+            if not zipfile.is_zipfile(handle):
+                raise DataError(
+                    f"{path}: expected an .npz file with x and y, got another kind or half of one"
+                )
+            handle.seek(0)
+            file = np.load(handle, allow_pickle=False)
             missing = [key for key in ("x", "y") if key not in file]
             if missing:
                 raise DataError(
                     f"{path}: expected arrays x and y, got {', '.join(file) or 'none'}; rename or add"
                 )
             return Raw(str(path), file["x"], file["y"])
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except BROKEN as error:
         raise DataError(
             f"{path}: expected an .npz file of plain arrays, got {error}; save it again"
         ) from error

@@ -67,9 +67,16 @@ def first_good(
             sent = download(url)
             return sent, verify(sent, url)
         except (OSError, DataError) as error:
-            failures.append(str(error) if isinstance(error, DataError) else f"{url}: {error}")
+            failures.append(str(error) if isinstance(error, DataError) else f"{url}: {_root(error)}")
             on_status(f"failed: {failures[-1]}")
-    raise DataError("no mirror sent it: " + "; ".join(failures))
+    raise DataError("no mirror sent it:\n  " + "\n  ".join(failures))
+
+
+def _root(error: BaseException) -> str:
+    """What first went wrong, in place of the three layers that wrap it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error) or type(error).__name__
 
 
 def keep(path: Path, data: bytes) -> None:

@@ -62,13 +62,9 @@ class IdxSet(Named):
         return idx.unpack(data, str(path), file.sha256, remedy)
 
     def _download(self, file: IdxFile, request: Request) -> bytes:
-        looked = ", ".join(str(folder) for folder in places.folders(self.name, request.data_dir))
-        missing = f"{self.name}: {file.name}[.gz] is in none of {looked}"
-        wanted = ", ".join(f"{each.name}.gz" for each in self.files)
-        advice = f"get {wanted} from {' or '.join(self.mirrors)} and {places.hint()}"
         if places.offline() or not request.download:
-            reason = "$SPARRING_OFFLINE is set" if places.offline() else "downloads were ruled out"
-            raise DataError(f"{missing}, and {reason}; {advice}")
+            forbidden = "$SPARRING_OFFLINE is set" if places.offline() else "download is off"
+            raise DataError(self._missing(file, request, f"not downloaded, since {forbidden}"))
         try:
             sent, content = fetch.first_good(
                 [f"{mirror}{file.name}.gz" for mirror in self.mirrors],
@@ -76,7 +72,16 @@ class IdxSet(Named):
                 request.on_status,
             )
         except DataError as error:
-            raise DataError(f"{missing}, and {error}; {advice}") from error
+            raise DataError(self._missing(file, request, str(error))) from error
         suffix = "" if sent == content else ".gz"
         fetch.keep(places.cache() / self.name / f"{file.name}{suffix}", sent)
         return content
+
+    def _missing(self, file: IdxFile, request: Request, reason: str) -> str:
+        looked = "\n  ".join(str(folder) for folder in places.folders(self.name, request.data_dir))
+        wanted = ", ".join(f"{each.name}.gz" for each in self.files)
+        return (
+            f"{self.name}: expected {file.name}, gzipped or not, in one of\n  {looked}\n{reason}\n"
+            f"to go on without a network, get {wanted} from {' or '.join(self.mirrors)} and put them in one "
+            "of these folders, or name theirs with data_dir or $SPARRING_DATA"
+        )

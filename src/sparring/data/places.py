@@ -25,8 +25,3 @@ def folders(name: str, data_dir: Path | None) -> list[Path]:
 def offline() -> bool:
     """Whether `$SPARRING_OFFLINE` forbids downloads."""
     return os.environ.get("SPARRING_OFFLINE", "") not in ("", "0")
-
-
-def hint() -> str:
-    """How a person may provide files, for the end of an error."""
-    return "put them in one of these folders, or name theirs with data_dir or $SPARRING_DATA"
