@@ -9,10 +9,14 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from sparring.reporting import charts
-from sparring.reporting.markup import Chart, bar, chart, table
+from sparring.reporting.markup import Chart, bar, block, chart, heading, paragraph, table
 from sparring.reporting.wording import confidence, count, duration, number, percent
 
 Attacks = Sequence[Mapping[str, Any]]
+_READING = (
+    "Up and to the left is better: more images broken for fewer passes. The dashed line is the best success "
+    "that any attack here reached with that many passes. Passes, unlike seconds, are the same everywhere."
+)
 
 
 def passes(attack: Mapping[str, Any], rows: int) -> float | None:
@@ -50,19 +54,24 @@ def attack_chart(key: str, attacks: Attacks, rows: int) -> Markup:
         return Markup()
     told = [f"{name}: {percent(success)} with {spent:,.1f} passes" for spent, success, name in points]
     figures = [
-        (attack.get("name"), percent(attack.get("success")), count(attack.get("forward")), count(attack.get("backward")))
+        (
+            attack.get("name"),
+            percent(attack.get("success")),
+            count(attack.get("forward")),
+            count(attack.get("backward")),
+        )
         for attack in attacks
     ]
-    return chart(
+    drawn = chart(
         Chart(
             title="Success against cost",
             alt=f"Attack success over passes per image. {'; '.join(told)}.",
             svg=charts.svg(key, lambda axes: _draw(axes, sorted(points))),
             head=("attack", "success", "forward passes", "backward passes"),
             rows=figures,
-            note="Up and to the left is better. The dashed line is the best success for the passes spent so far.",
         )
     )
+    return block("pair aside", drawn, block("why", heading("How to read it"), paragraph(_READING)))
 
 
 def _draw(axes: Axes, points: list[tuple[float, float, str]]) -> None:
@@ -71,7 +80,9 @@ def _draw(axes: Axes, points: list[tuple[float, float, str]]) -> None:
     best = [max(y[: place + 1]) for place in range(len(y))]
     axes.step(x, best, where="post", color=charts.MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
     style = charts.series(1)
-    axes.plot(x, y, linestyle="none", color=style.colour, marker="D", markersize=7, markeredgecolor=charts.CARD)
+    axes.plot(
+        x, y, linestyle="none", color=style.colour, marker="D", markersize=7, markeredgecolor=charts.CARD
+    )
     charts.log_axis(axes, "x", "forward and backward passes per image")
     charts.percent_axis(axes, "success")
     span = max(y) - min(y) or 0.1

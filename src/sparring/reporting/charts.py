@@ -7,19 +7,20 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 _NAMES = ("ink", "muted", "line", "card", *(f"series-{place}" for place in range(1, 7)))
 _SENTINELS = {name: f"#5a{17 * place:02x}e7" for place, name in enumerate(_NAMES)}
 INK, MUTED, LINE, CARD = (_SENTINELS[name] for name in _NAMES[:4])
-FONT = 11.5
-_STYLE = {
+FONT = 12.0
+_STYLE: dict[Any, Any] = {  # its keys are typed in some releases of matplotlib only
     "svg.fonttype": "none",
     "svg.hashsalt": "sparring",
     "text.parse_math": False,  # a name with a dollar sign is a name
@@ -104,7 +105,7 @@ def svg(key: str, draw: Callable[[Axes], None]) -> Markup:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts draw the text
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        figure = Figure(figsize=(5.2, 3.3), dpi=72, layout="constrained")
+        figure = Figure(figsize=(5.0, 3.2), dpi=72, layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
         buffer = io.StringIO()
@@ -116,7 +117,9 @@ def svg(key: str, draw: Callable[[Axes], None]) -> Markup:
 def _inline(key: str, text: str) -> str:
     """An SVG file as a part of an HTML page: own ids, the page's colours and fonts, no namespaces."""
     text = text[text.index("<svg") :]
-    text = re.sub(r"<(defs|metadata)>\s*<style.*?</style>\s*</\1>|<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(
+        r"<(defs|metadata)>\s*<style.*?</style>\s*</\1>|<metadata>.*?</metadata>", "", text, flags=re.S
+    )
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.S)
     text = re.sub(r' (xmlns(:\w+)?|version)="[^"]*"', "", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text)
@@ -138,11 +141,19 @@ def percent_axis(axes: Axes, label: str) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
 
 
+def count_axis(axes: Axes, label: str) -> None:
+    """Read the x axis as a few whole numbers."""
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
 def log_axis(axes: Axes, which: str, label: str) -> None:
     """Make the x or y axis logarithmic, with plain figures at its ticks."""
     axes.set(**{f"{which}scale": "log", f"{which}label": label})
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1,) if high > 200 * low else (1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
 
@@ -160,7 +171,12 @@ def name_points(axes: Axes, points: Iterable[tuple[float, float, str]]) -> None:
         box = (free or inside or boxes)[0]
         taken.append(box)
         axes.annotate(
-            text, (box[0], box[1]), xycoords="figure pixels", color=INK, fontsize=FONT - 1, annotation_clip=False
+            text,
+            (box[0], box[1]),
+            xycoords="figure pixels",
+            color=INK,
+            fontsize=FONT - 1,
+            annotation_clip=False,
         )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from markupsafe import Markup
 
 from sparring.auditing.run import Run
-from sparring.reporting.markup import tile
+from sparring.reporting.markup import block, tile
 from sparring.reporting.pictures import picture
+from sparring.reporting.robustness import Models, robust_curve, training_eps
 from sparring.reporting.wording import class_namer, confidence, data_name, net_name, percent, plain
 
 
@@ -34,7 +35,7 @@ def summary(plan: Mapping[str, Any]) -> str:
     """The data and the seed in a line."""
     rows = plan.get("rows")
     told = [f"{size:,} {split} images" for split, size in rows.items()] if isinstance(rows, dict) else []
-    told += [f"seed {plan['seed']}"] * ("seed" in plan) + [f"on {plan['device']}"] * ("device" in plan)
+    told += [f"{word} {plan[key]}" for word, key in (("seed", "seed"), ("on", "device")) if key in plan]
     return ", ".join(told)
 
 
@@ -42,22 +43,17 @@ def picture_pair(run: Run) -> Markup:
     """The first image the run shows, before and after an attack."""
     for section in ("fgsm", "attack"):
         tensors, shown = run.tensors(section), (run.figures(section) or {}).get("shown")
-        if shown and "x" in tensors and "adversarial" in tensors:
+        if shown and {"x", "adversarial"} <= tensors.keys():
             name, fact = class_namer(run.plan), shown[0]
             before, after = name(fact.get("prediction")), name(fact.get("adversarial_prediction"))
-            return Markup('<div class="duel" aria-label="One image before and after an attack">{}{}</div>').format(
-                tile(
-                    picture(tensors["x"][0], f"a clean image, read as {before}"),
-                    Markup("read as <strong>{}</strong>").format(before),
-                    confidence(fact.get("confidence")),
-                ),
-                tile(
-                    picture(tensors["adversarial"][0], f"the same image attacked, read as {after}"),
-                    Markup("read as <strong>{}</strong>").format(after),
-                    confidence(fact.get("adversarial_confidence")),
-                    style="fooled",
-                ),
-            )
+            fooled = fact.get("adversarial_prediction") != fact.get("label")
+            said = Markup("read as <strong>{}</strong>")
+            clean = picture(tensors["x"][0], f"a clean image, read as {before}")
+            attacked = picture(tensors["adversarial"][0], f"the same image attacked, read as {after}")
+            first = tile(clean, said.format(before), confidence(fact.get("confidence")))
+            sure = confidence(fact.get("adversarial_confidence"))
+            second = tile(attacked, said.format(after), sure, style="fooled" * fooled)
+            return block("duel", first, second)
     return Markup()
 
 
@@ -76,7 +72,9 @@ def cards(run: Run) -> list[Card]:
 def _trained(figures: dict[str, Any]) -> list[Card]:
     """Clean accuracy, a card a network."""
     nets = {name: net for name, net in figures.items() if isinstance(net, dict)}
-    return [Card("clean accuracy", percent(net.get("accuracy")), net_name(name)) for name, net in nets.items()]
+    return [
+        Card("clean accuracy", percent(net.get("accuracy")), net_name(name)) for name, net in nets.items()
+    ]
 
 
 def _fooled(figures: dict[str, Any]) -> list[Card]:
@@ -93,26 +91,27 @@ def _targeted(figures: dict[str, Any]) -> list[Card]:
     if not improved:
         return []
     value = f"{improved.get('reached')} of {improved.get('pairs')}"
-    return [Card("targeted pairs, improved attack", value, f"classic: {classic.get('reached', 'not run')}", "attack")]
+    return [
+        Card(
+            "targeted pairs, improved attack",
+            value,
+            f"classic: {classic.get('reached', 'not run')}",
+            "attack",
+        )
+    ]
 
 
 def _defended(figures: dict[str, Any]) -> list[Card]:
     """Robust accuracy of the first model without a training eps, and of the first with one."""
-    models = figures.get("models") or {}
-    hard = next(((name, model) for name, model in models.items() if model.get("eps") is not None), None)
-    soft = next(((name, model) for name, model in models.items() if model.get("eps") is None), None)
-    if hard is None:
+    models: Models = figures.get("models") or {}
+    eps = training_eps(models)
+    if eps is None:
         return []
-    eps = hard[1]["eps"]
-    shares = [_at(model, eps) for _, model in (soft, hard) if model] if soft else [_at(hard[1], eps)]
-    names = " → ".join(name for name, _ in (soft, hard) if name) if soft else hard[0]
-    return [Card(f"robust accuracy at eps {plain(eps)}", " → ".join(shares), f"{names}; an upper bound")]
-
-
-def _at(model: Mapping[str, Any], eps: float) -> str:
-    """Robust accuracy at an eps."""
-    robust = {float(key): share for key, share in (model.get("robust") or {}).items()}
-    return percent(robust.get(eps))
+    soft = [name for name, model in models.items() if model.get("eps") is None][:1]
+    hard = [name for name, model in models.items() if model.get("eps") is not None][:1]
+    shares = [percent(robust_curve(models[name]).get(eps)) for name in soft + hard]
+    note = f"{' → '.join(soft + hard)}; an upper bound"
+    return [Card(f"robust accuracy at eps {plain(eps)}", " → ".join(shares), note)]
 
 
 def _attacked(figures: dict[str, Any]) -> list[Card]:

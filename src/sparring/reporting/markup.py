@@ -17,7 +17,7 @@ class Chart:
     svg: Markup
     head: Sequence[str]
     rows: Sequence[Sequence[object]]
-    legend: Markup = Markup()
+    legend: Markup | str = ""
     note: str = ""
 
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from sparring.auditing.run import Run, write_atomic
+from sparring.reporting import headline
 
 _STYLES = ("theme.css", "page.css", "figures.css", "print.css")
 
@@ -46,8 +47,6 @@ def _panels() -> list[Panel]:
 
 def _page(run: Run) -> str:
     """The whole page as text."""
-    from sparring.reporting import headline  # brings Pillow, which a reader of runs can do without
-
     folder = files("sparring.reporting")
     sections = [
         {"name": panel.name, "title": panel.title, "body": Markup(body)}

@@ -9,6 +9,7 @@ from typing import Any
 MISSING = "–"
 UPPER_BOUND = "accuracy under the attacks tried here: an upper bound on the true robust accuracy"
 _DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "digits": "Digits"}
+_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}
 _NETS = {"dense": "dense network", "conv": "convolutional network"}
 
 
@@ -58,7 +59,9 @@ def duration(seconds: float | None) -> str:
     """Seconds with two useful digits."""
     if seconds is None:
         return MISSING
-    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2g} s"
+    return (
+        f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2g} s"
+    )
 
 
 def data_name(plan: Mapping[str, Any]) -> str:
@@ -70,6 +73,11 @@ def data_name(plan: Mapping[str, Any]) -> str:
 def net_name(key: object) -> str:
     """A network's name in words."""
     return _NETS.get(str(key), str(key))
+
+
+def norm_name(key: object) -> str:
+    """A norm as the field writes it."""
+    return _NORMS.get(str(key).lower(), str(key))
 
 
 def class_namer(plan: Mapping[str, Any]) -> Callable[[object], str]:

@@ -22,9 +22,19 @@ def render(run: Run) -> str | None:
         f"{count(rows)} images of {figures.get('data', 'a data set not recorded')}, "
         f"model {figures.get('model', 'not recorded')}, threat model {figures.get('threat', 'not recorded')}."
     )
-    parts = [paragraph(setting, "finding"), attack_table(attacks, rows), attack_chart("attack", attacks, rows)]
+    parts = [
+        paragraph(setting, "finding"),
+        attack_table(attacks, rows),
+        attack_chart("attack", attacks, rows),
+    ]
     if gallery := triptychs(run, "attack"):
         parts += [heading("Clean, change, adversarial")]
-        parts += [paragraph(f"Which rows are shown: {figures.get('rule', 'the rule was not recorded')}.".replace("..", "."))]
+        parts += [
+            paragraph(
+                f"Which rows are shown: {figures.get('rule', 'the rule was not recorded')}.".replace(
+                    "..", "."
+                )
+            )
+        ]
         parts += [gallery]
     return join(parts)

@@ -8,7 +8,7 @@ from sparring.reporting.markup import join, paragraph
 from sparring.reporting.wording import count, net_name, percent
 
 ORDER = 50
-TITLE = "The attacks compared"
+TITLE = "Attacks compared"
 
 _LEAD = (
     "Every attack gets the same images, the same network and the same threat model. "

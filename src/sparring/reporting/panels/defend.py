@@ -10,16 +10,26 @@ from matplotlib.axes import Axes
 
 from sparring.auditing.run import Run
 from sparring.reporting import charts
-from sparring.reporting.markup import Chart, chart, join, paragraph, table
-from sparring.reporting.wording import MISSING, UPPER_BOUND, count, duration, number, percent, plain
+from sparring.reporting.markup import Chart, block, chart, heading, join, paragraph, table
+from sparring.reporting.robustness import Models, robust_curve, training_eps
+from sparring.reporting.wording import (
+    MISSING,
+    UPPER_BOUND,
+    count,
+    duration,
+    norm_name,
+    number,
+    percent,
+    plain,
+)
 
 ORDER = 70
-TITLE = "Hardening, and what it buys"
+TITLE = "Hardening"
 
-Models = Mapping[str, Mapping[str, Any]]
 _LEAD = (
-    "Robust accuracy is the share of test images that are named right and stay right under attack, within the threat "
-    "model. An image that no attack here broke is undecided; undecided is never called robust."
+    "Robust accuracy is the share of test images that are named right and stay right under attack, "
+    "within the threat model. An image that no attack here broke is undecided, and undecided is never "
+    "called robust."
 )
 
 
@@ -30,25 +40,27 @@ def render(run: Run) -> str | None:
         return None
     models: Models = figures.get("models") or {}
     curves = {name: curve for name, model in models.items() if (curve := robust_curve(model))}
+    norm = norm_name(figures.get("norm", "not recorded"))
     setting = (
-        f"{count(figures.get('rows'))} test images, threat model {figures.get('norm', 'not recorded')}, "
-        f"attack {figures.get('attack', 'not recorded')}. Every figure is {UPPER_BOUND}."
+        f"{count(figures.get('rows'))} test images, threat model {norm}, "
+        f"attack {figures.get('attack', 'not recorded')}."
     )
     parts = [paragraph(_LEAD, "lead"), paragraph(setting, "finding"), _summary(models)]
-    return join([*parts, _chart(models, curves)] if curves else parts)
+    reading = block("why", heading("What it says"), _reading(models, curves))
+    return join([*parts, block("pair aside", _chart(models, curves), reading)])
 
 
-def robust_curve(model: Mapping[str, Any]) -> dict[float, float]:
-    """Robust accuracy by eps in rising order; eps 0 is clean accuracy."""
-    curve = {float(eps): share for eps, share in (model.get("robust") or {}).items() if share is not None}
-    if model.get("clean") is not None:
-        curve.setdefault(0.0, model["clean"])
-    return dict(sorted(curve.items()))
-
-
-def training_eps(models: Models) -> float | None:
-    """The eps the first hardened model was trained with."""
-    return next((model["eps"] for model in models.values() if model.get("eps") is not None), None)
+def _reading(models: Models, curves: Mapping[str, Mapping[float, float]]) -> Markup:
+    """A sentence for each model, and what kind of figure this is."""
+    eps = training_eps(models)
+    told = []
+    for name, curve in curves.items():
+        line = f"{name}: clean accuracy {percent(models[name].get('clean'))}"
+        if eps is not None and eps in curve:
+            line += f", robust accuracy {percent(curve[eps])} at eps {plain(eps)}"
+            line += ", the eps it was trained with" * (models[name].get("eps") == eps)
+        told.append(Markup("<li>{}.</li>").format(line))
+    return join([Markup("<ul>{}</ul>").format(join(told)), paragraph(f"Each figure is {UPPER_BOUND}.")])
 
 
 def _interval(model: Mapping[str, Any], eps: float) -> tuple[float, float] | None:
@@ -90,10 +102,7 @@ def _chart(models: Models, curves: Mapping[str, Mapping[float, float]]) -> Marku
         for name, curve in curves.items()
     ]
     every = sorted({eps for curve in curves.values() for eps in curve})
-    rows = [
-        (plain(eps), *(_with_interval(models[name], eps) for name in curves))
-        for eps in every
-    ]
+    rows = [(plain(eps), *(_with_interval(models[name], eps) for name in curves)) for eps in every]
     banded = any(model.get("interval") for model in models.values())
     note = "Eps 0 is clean accuracy." + " Bands: 95 % Clopper-Pearson intervals." * banded
     return chart(
@@ -124,8 +133,10 @@ def _draw(axes: Axes, models: Models, curves: Mapping[str, Mapping[float, float]
     if eps is not None:
         axes.axvline(eps, color=charts.MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
-            f"trained at eps {plain(eps)} ",
+            f"trained at eps {plain(eps)}",
             (eps, 0.5),
+            xytext=(-6, 0),
+            textcoords="offset points",
             ha="right",
             color=charts.INK,
             fontsize=charts.FONT - 1,

@@ -8,11 +8,11 @@ from sparring.reporting.markup import join, paragraph
 from sparring.reporting.wording import count, net_name, percent, plain
 
 ORDER = 20
-TITLE = "One step: the fast gradient sign method"
+TITLE = "One step (FGSM)"
 
 _LEAD = (
     "The gradient of the loss tells, for every pixel, which way hurts the network most. "
-    "FGSM moves every pixel by eps that way, once. A pixel runs from 0 to 1."
+    "FGSM moves every pixel by eps that way, once, and keeps it between 0 (black) and 1 (white)."
 )
 
 

@@ -14,12 +14,12 @@ from sparring.reporting.pictures import picture
 from sparring.reporting.wording import MISSING, class_namer, confidence, count, net_name, plain
 
 ORDER = 30
-TITLE = "Pure noise, named with certainty"
+TITLE = "Fooling noise"
 
 Entries = Sequence[Mapping[str, Any]]
 _LEAD = (
-    "Here descent starts from noise and changes the image, not the weights, until the network names the goal. "
-    "A person still sees noise. Confidences are rounded down."
+    "Here descent starts from noise and changes the image, not the weights, until the network names the "
+    "goal. A person still sees noise. Confidences are rounded down."
 )
 
 
@@ -32,7 +32,13 @@ def render(run: Run) -> str | None:
     tensors = run.tensors("fooling")
     name = class_namer(run.plan)
     rows = [
-        (net_name(net), name(entry.get("goal")), confidence(entry.get("confidence")), count(entry.get("steps")), _reached(entry))
+        (
+            net_name(net),
+            name(entry.get("goal")),
+            confidence(entry.get("confidence")),
+            count(entry.get("steps")),
+            _reached(entry),
+        )
         for net, entries in nets.items()
         for entry in entries
     ]
@@ -54,8 +60,8 @@ def _finding(figures: Mapping[str, Any], nets: Mapping[str, Entries]) -> str:
     sure = [entry["confidence"] for entry in entries if entry.get("confidence") is not None]
     least = min(sure, default=figures.get("min_confidence"))
     return (
-        f"{reached} of {len(entries)} noise images reach their goal within {count(figures.get('steps'))} steps "
-        f"(lambda = {plain(figures.get('lambda'))}). The least confident answer is {confidence(least)}."
+        f"{reached} of {len(entries)} noise images reach their goal within {count(figures.get('steps'))} "
+        f"steps (lambda = {plain(figures.get('lambda'))}). The least confident answer is {confidence(least)}."
     )
 
 
@@ -68,5 +74,13 @@ def _row(run: Run, net: str, entries: Entries, images: Tensor | None) -> Markup:
         alt = f"noise that the {net_name(net)} reads as {goal} with {sure}"
         image = picture(images[place], alt) if images is not None and place < len(images) else ""
         missed = entry.get("reached") is False
-        tiles.append(tile(image, Markup("<strong>{}</strong>").format(goal), sure, *["not reached"] * missed, style="missed" * missed))
+        tiles.append(
+            tile(
+                image,
+                Markup("<strong>{}</strong>").format(goal),
+                sure,
+                *["not reached"] * missed,
+                style="missed" * missed,
+            )
+        )
     return join([heading(f"The {net_name(net)} reads"), block("noise", *tiles)])

@@ -12,7 +12,7 @@ from sparring.reporting.markup import block, heading, join, paragraph
 from sparring.reporting.wording import UPPER_BOUND
 
 ORDER = 90
-TITLE = "What was run, and its limits"
+TITLE = "Settings and limits"
 
 _ALWAYS = (
     f"Where a robust accuracy stands here, it is {UPPER_BOUND}.",
@@ -27,26 +27,40 @@ def render(run: Run) -> str | None:
     items = Markup("").join(Markup("<li>{}</li>").format(limit) for limit in limits)
     honest = block("limits", heading("Honest limits"), Markup("<ul>{}</ul>").format(items))
     single = {key: value for key, value in plan.items() if not isinstance(value, dict) and key != "limits"}
-    groups = [("run", single), *((key, value) for key, value in plan.items() if isinstance(value, dict))]
+    groups = [
+        ("run", single),
+        *_groups({key: value for key, value in plan.items() if isinstance(value, dict)}),
+    ]
     lists = [_definitions(title, fields) for title, fields in groups if fields]
-    return join([honest, paragraph("Everything the run was asked for, as its plan holds it.", "lead"), block("plan", *lists)])
+    return join(
+        [
+            honest,
+            paragraph("Everything the run was asked for, as its plan holds it.", "lead"),
+            block("plan", *lists),
+        ]
+    )
 
 
 def _definitions(title: str, fields: Mapping[str, Any]) -> Markup:
     """One group of settings as a definition list."""
-    pairs = [Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in _flat(fields)]
+    row = Markup("<div><dt>{}</dt><dd>{}</dd></div>")
+    pairs = [row.format(_words(name), _shown(value)) for name, value in fields.items()]
     return Markup("<section><h3>{}</h3><dl>{}</dl></section>").format(_words(title), join(pairs))
 
 
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as one list of names and values."""
+def _groups(fields: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Nested settings as one group for each level that holds values."""
     for key, value in fields.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            yield _words(prefix + key), ", ".join(str(item) for item in value)
-        else:
-            yield _words(prefix + key), "none" if value is None else str(value)
+        yield above + key, {name: inner for name, inner in value.items() if not isinstance(inner, dict)}
+        deeper = {name: inner for name, inner in value.items() if isinstance(inner, dict)}
+        yield from _groups(deeper, f"{above}{key}: ")
+
+
+def _shown(value: object) -> str:
+    """A setting's value in words."""
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return "none" if value is None else str(value)
 
 
 def _words(name: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparring.auditing.run import Run
 from sparring.reporting import charts
-from sparring.reporting.markup import Chart, block, chart, join, paragraph
+from sparring.reporting.markup import Chart, block, chart, heading, join, paragraph
 from sparring.reporting.pictures import picture
 from sparring.reporting.wording import (
     brief_confidence,
@@ -24,15 +24,15 @@ from sparring.reporting.wording import (
 )
 
 ORDER = 40
-TITLE = "A person sees one thing, the network another"
+TITLE = "Targeted pairs"
 
 Cells = Mapping[tuple[int, int], Mapping[str, Any]]
 _METHODS = {"ddn": "DDN on the log-odds"}
 _WAYS = ("classic", "improved")
 _STALL = (
-    "Why the classic method stalls: softmax saturates. Where the network is almost certain of the source, its "
-    "output no longer moves, so the gradient of the quadratic cost vanishes and descent stands still far from the "
-    "goal. The log-odds do not saturate, so the improved method keeps a slope to follow."
+    "Softmax saturates. Where the network is almost certain of the source, its "
+    "output no longer moves, so the gradient of the quadratic cost vanishes and descent stands still far "
+    "from the goal. The log-odds do not saturate, so the improved method keeps a slope to follow."
 )
 
 
@@ -43,8 +43,8 @@ def render(run: Run) -> str | None:
         return None
     ways = {way: figures[way] for way in _WAYS if figures.get(way)}
     lead = (
-        f"Descent changes a test image until the {net_name(figures.get('net', 'network'))} names another class with "
-        f"at least {_share(figures.get('threshold'))}, and keeps it close to where it began "
+        f"Descent changes a test image until the {net_name(figures.get('net', 'network'))} names another "
+        f"class with at least {_share(figures.get('threshold'))}, and keeps it close to where it began "
         f"(classic method: lambda = {plain(figures.get('lambda'))}). L2 is the length of the change, "
         "with pixels from 0 to 1. Every ordered pair of classes is tried."
     )
@@ -52,8 +52,16 @@ def render(run: Run) -> str | None:
     tensors = run.tensors("targeted")
     grids = [_grid(run, _title(way, entry), _by_pair(entry), tensors.get(way)) for way, entry in ways.items()]
     parts.append(block("pair grids", *grids))
-    stalled = [cell for cell in (ways.get("classic") or {}).get("cells") or [] if cell.get("reached") is False]
-    parts.append(block("pair aside", *_distances(run, ways), paragraph(_STALL, "why") if stalled else ""))
+    stalled = [
+        cell for cell in (ways.get("classic") or {}).get("cells") or [] if cell.get("reached") is False
+    ]
+    parts.append(
+        block(
+            "pair aside",
+            *_distances(run, ways),
+            block("why", heading("Why the classic method stalls"), paragraph(_STALL)) if stalled else "",
+        )
+    )
     return join(parts)
 
 
@@ -75,7 +83,7 @@ def _by_pair(entry: Mapping[str, Any]) -> Cells:
 
 def _finding(figures: Mapping[str, Any], ways: Mapping[str, Mapping[str, Any]]) -> str:
     """Both methods in figures, and side by side where both succeed."""
-    told = []
+    told: list[str] = []
     for way, entry in ways.items():
         at = f" pairs at ≥ {_share(figures.get('threshold'))}" if not told else ""
         mean = entry.get("mean_l2")
@@ -84,7 +92,9 @@ def _finding(figures: Mapping[str, Any], ways: Mapping[str, Mapping[str, Any]]) 
         told.append(f"{_title(way, entry)}: {entry.get('reached')} of {entry.get('pairs')}{at}, {length}.")
     one, other = (_by_pair(ways.get(way) or {}) for way in _WAYS)
     both = [pair for pair in one if one[pair].get("reached") and other.get(pair, {}).get("reached")]
-    lengths = [[cells[pair]["l2"] for pair in both if cells[pair].get("l2") is not None] for cells in (one, other)]
+    lengths = [
+        [cells[pair]["l2"] for pair in both if cells[pair].get("l2") is not None] for cells in (one, other)
+    ]
     if both and len(lengths[0]) == len(lengths[1]) == len(both):
         first, second = (number(sum(values) / len(both)) for values in lengths)
         told.append(f"On the {len(both)} pairs that both reach: mean L2 {first} against {second}.")
@@ -95,20 +105,35 @@ def _grid(run: Run, title: str, cells: Cells, images: Tensor | None) -> Markup:
     """Rows are what a person sees, columns what the network says."""
     size = len(images) if images is not None else 1 + max((max(pair) for pair in cells), default=-1)
     name = class_namer(run.plan)
-    top = Markup("").join(Markup('<th scope="col">{}</th>').format(name(goal)) for goal in range(size))
+    top = Markup("").join(
+        Markup('<th scope="col" title="{0}">{0}</th>').format(name(goal)) for goal in range(size)
+    )
+    longest = max((len(name(source)) for source in range(size)), default=1)
     lines = []
     for source in range(size):
-        row = Markup("").join(
-            _cell(name, source, goal, cells.get((source, goal), {}), None if images is None else images[source, goal])
-            for goal in range(size)
-        )
-        lines.append(Markup('<tr><th scope="row">{}</th>{}</tr>').format(name(source), row))
+        row = []
+        for goal in range(size):
+            image = None if images is None else images[source, goal]
+            row.append(_cell(name, source, goal, cells.get((source, goal), {}), image))
+        lines.append(Markup('<tr><th scope="row">{}</th>{}</tr>').format(name(source), join(row)))
+    width = 0.7 + 0.55 * min(longest, 9)
     return Markup(
-        '<div class="matrix"><h3>{}</h3><p class="axis">columns: the network says →</p>'
-        '<div class="scroll" role="region" aria-label="{}" tabindex="0"><table>'
-        '<thead><tr><td aria-hidden="true"></td>{}</tr></thead><tbody>{}</tbody></table></div>'
-        '<p class="axis">rows: a person sees ↑. Hatched and framed: not reached, with the confidence got.</p></div>'
-    ).format(title, title, top, join(lines))
+        '<div class="matrix"><h3>{}</h3>'
+        '<p class="axis">Row: what a person sees. Column: what the network says.</p>'
+        '<div class="scroll" role="region" aria-label="{}" tabindex="0">'
+        '<table style="--classes:{};--name:{:.1f}rem"><thead><tr><td aria-hidden="true"></td>{}</tr></thead>'
+        "<tbody>{}</tbody></table></div>{}</div>"
+    ).format(title, title, size, width, top, join(lines), paragraph(_legend(cells), "axis"))
+
+
+def _legend(cells: Cells) -> str:
+    """How a cell that was not reached is marked, where there is one."""
+    missed = sum(cell.get("reached") is False for cell in cells.values())
+    if not missed:
+        return "Solid frame: the source, unchanged."
+    return (
+        f"Solid frame: the source, unchanged. Dashed and dimmed: not reached ({missed}), with its confidence."
+    )
 
 
 def _cell(
@@ -137,29 +162,35 @@ def _distances(run: Run, ways: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
     if not pairs:
         return []
     name = class_namer(run.plan)
-    shorter = sum(second["l2"] < first["l2"] for _, first, second in pairs)
+    both = [(first, second) for _, first, second in pairs if first.get("reached") and second.get("reached")]
+    shorter = sum(second["l2"] < first["l2"] for first, second in both)
+    verdict = (
+        f"Of the {len(both)} pairs that both reach, the improved change is the shorter one in {shorter}."
+    )
     rows = [
-        (f"{name(pair[0])} → {name(pair[1])}", number(first["l2"]), _outcome(first), number(second["l2"]), _outcome(second))
+        (
+            f"{name(pair[0])} → {name(pair[1])}",
+            number(first["l2"]),
+            _outcome(first),
+            number(second["l2"]),
+            _outcome(second),
+        )
         for pair, first, second in pairs
     ]
+    classic_reached = sum(bool(first.get("reached")) for _, first, _ in pairs)
+    improved_reached = sum(bool(second.get("reached")) for _, _, second in pairs)
     drawn = Chart(
         title="L2 of each pair",
         alt=(
-            f"L2 of each pair, classic against improved. The improved change is shorter in {shorter} of {len(pairs)} "
-            f"pairs; classic reaches {_reached(first for _, first, _ in pairs)}, improved "
-            f"{_reached(second for _, _, second in pairs)}."
+            f"L2 of each pair, classic against improved. Classic reaches {classic_reached} of {len(pairs)}, "
+            f"improved {improved_reached}. {verdict}"
         ),
         svg=charts.svg("targeted", lambda axes: _draw(axes, [(first, second) for _, first, second in pairs])),
         head=("pair", "classic L2", "confidence", "improved L2", "confidence"),
         rows=rows,
-        note=f"Below the dashed line the improved change is the shorter one: {shorter} of {len(pairs)} pairs.",
+        note=f"Below the dashed line the improved change is the shorter one. {verdict}",
     )
     return [chart(drawn)]
-
-
-def _reached(cells: Any) -> int:
-    """How many cells were reached."""
-    return sum(bool(cell.get("reached")) for cell in cells)
 
 
 def _outcome(cell: Mapping[str, Any]) -> str:
@@ -171,10 +202,20 @@ def _draw(axes: Axes, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]
     """One point a pair: a disc where classic got there, a cross where it stalled."""
     longest = 1.08 * max(max(first["l2"], second["l2"]) for first, second in pairs) or 1.0
     axes.plot([0, longest], [0, longest], color=charts.MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-    for place, marker, label, wanted in ((0, "o", "classic reached it", True), (1, "x", "classic stalled", False)):
-        points = [(first["l2"], second["l2"]) for first, second in pairs if bool(first.get("reached")) is wanted]
+    for place, marker, label, wanted in (
+        (0, "o", "classic reached it", True),
+        (1, "x", "classic stalled", False),
+    ):
+        points = [
+            (first["l2"], second["l2"]) for first, second in pairs if bool(first.get("reached")) is wanted
+        ]
         if points:
             x, y = zip(*points, strict=True)
             axes.plot(x, y, linestyle="none", marker=marker, color=charts.series(place).colour, label=label)
-    axes.set(xlim=(0, longest), ylim=(0, longest), xlabel="L2 of the classic change", ylabel="L2 of the improved one")
+    axes.set(
+        xlim=(0, longest),
+        ylim=(0, longest),
+        xlabel="L2 of the classic change",
+        ylabel="L2 of the improved one",
+    )
     axes.legend(loc="upper left", frameon=False, borderaxespad=0.2, handletextpad=0.2)

@@ -36,7 +36,9 @@ def render(run: Run) -> str | None:
     parts = [paragraph(_LEAD, "lead"), _summary(nets)]
     if learned:
         parts.append(block("pair", _curve(learned, "accuracy"), _curve(learned, "loss")))
-    grids = [_predictions(run, name, net, tensors) for name, net in nets.items() if f"{name}_right_x" in tensors]
+    grids = [
+        _predictions(run, name, net, tensors) for name, net in nets.items() if f"{name}_right_x" in tensors
+    ]
     parts += [block("pair", *grids)] if grids else []
     parts += [details(f"Training log: {net_name(name)}", _log(net["log"])) for name, net in learned.items()]
     return join(parts)
@@ -68,14 +70,15 @@ def _curve(nets: Nets, what: str) -> Markup:
     }
     lines = {name: points for name, points in lines.items() if points}
     ends = [
-        f"{net_name(name)}: {shown(points[0][1])} at step {points[0][0]}, {shown(points[-1][1])} at step {points[-1][0]}"
+        f"{net_name(name)}: {shown(points[0][1])} at step {points[0][0]}, "
+        f"{shown(points[-1][1])} at step {points[-1][0]}"
         for name, points in lines.items()
     ]
 
     def draw(axes: Axes) -> None:
         for place, points in enumerate(lines.values()):
             charts.series(place).plot(axes, [step for step, _ in points], [value for _, value in points])
-        axes.set_xlabel("training step")
+        charts.count_axis(axes, "training step")
         if what == "accuracy":
             charts.percent_axis(axes, "test accuracy")
         else:
@@ -87,7 +90,11 @@ def _curve(nets: Nets, what: str) -> Markup:
             alt=f"Test {what} over training steps. {'; '.join(ends)}.",
             svg=charts.svg(f"train-{what}", draw),
             head=("network", "step", what),
-            rows=[(net_name(name), step, shown(value)) for name, points in lines.items() for step, value in points],
+            rows=[
+                (net_name(name), step, shown(value))
+                for name, points in lines.items()
+                for step, value in points
+            ],
             legend=charts.legend(net_name(name) for name in lines),
         )
     )
@@ -107,7 +114,12 @@ def _predictions(run: Run, net: str, figures: Mapping[str, Any], tensors: Mappin
         for side, word, share in sides
     ]
     note = "Each tile: what the network says / what it is."
-    return block("predictions", heading(f"Predictions of the {net_name(net)}"), block("sides", *columns), paragraph(note, "note"))
+    return block(
+        "predictions",
+        heading(f"Predictions of the {net_name(net)}"),
+        block("sides", *columns),
+        paragraph(note, "note"),
+    )
 
 
 def _tiles(run: Run, prefix: str, tensors: Mapping[str, Tensor]) -> Markup | None:
