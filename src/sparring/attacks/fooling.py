@@ -24,16 +24,18 @@ class FoolingState(State):
 
 @dataclass(frozen=True)
 class Fooling:
-    """Descend C = 1/2 ||y_goal - y(x)||^2 + lam ||x - x_target||^2 from Gaussian noise by plain gradient steps.
+    """Descend C = 1/2 ||y_goal - y(x)||^2 + lam ||x - x_target||^2 from Gaussian noise.
 
     With lam = 0, noise to a person is the goal to the network; with lam > 0 a person sees the picture
-    x_target, which is the batch's image. The noise is normal with mean 1/2 and deviation 0.3 of the range.
+    x_target, which is the batch's image. The noise has mean 1/2 and deviation 0.3 of the pixel range. A step
+    has the L2 length `step_size`, along the gradient of C, however small that gradient is. `loss` is the
+    first term: `quadratic` is the classic one, `tempered` the same at a temperature at which it never stalls.
     """
 
     steps: int = 500
     lam: float = 0.0
-    step_size: float = 1.0
-    loss: str = "quadratic"
+    step_size: float = 0.3
+    loss: str = "tempered"
 
     name: ClassVar[str] = "fooling"
     version: ClassVar[int] = 1
@@ -55,9 +57,9 @@ class Fooling:
         return FoolingState(x, torch.zeros_like(batch.targeted), torch.zeros_like(batch.y))
 
     def step(self, batch: Batch, state: FoolingState, seen: Observation) -> FoolingState:
-        """Descend one step of the whole cost."""
+        """Descend the whole cost by one step of fixed length."""
         _, climb = seen.value_and_grad(named(self.loss))
-        downhill = climb - 2.0 * self.lam * (state.x - batch.x)
+        downhill = batch.threat.steepest(climb - 2.0 * self.lam * (state.x - batch.x))
         x = batch.threat.clip(state.x + self.step_size * downhill)
         k = state.k + 1
         return replace(state, x=x, k=k, done=k >= self.steps)

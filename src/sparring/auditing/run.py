@@ -12,8 +12,6 @@ Each file appears whole or not at all: written beside its place, synced, renamed
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,24 +21,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sparring.core.errors import UsageError
+from sparring.core.files import write_atomic
 
 SCHEMA = 1
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Put `data` at `path` so that no reader and no crash ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: object) -> None:
@@ -86,7 +69,7 @@ class Run:
     def record(self, section: str, figures: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Store one section; its images first, so that figures never stand without them."""
         if tensors:
-            held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            held = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
             write_atomic(self.path / "evidence" / f"{section}.safetensors", save(held))
         write_json(self.path / "evidence" / f"{section}.json", dict(figures))
         self.event("section", name=section)
@@ -102,7 +85,7 @@ class Run:
         path = self.path / "evidence" / f"{section}.safetensors"
         return load_file(path) if path.is_file() else {}
 
-    def event(self, kind: str, **fields: object) -> None:
+    def event(self, kind: str, /, **fields: object) -> None:
         """Append one line to `events.jsonl`."""
         line = json.dumps({"schema": SCHEMA, "time": round(time.time(), 3), "event": kind, **fields})
         with (self.path / "events.jsonl").open("a") as file:

@@ -72,7 +72,18 @@ def quadratic(logits: Tensor, batch: Batch) -> Tensor:
     return -sign * 0.5 * (goal - probability).square().sum(1)
 
 
-LOSSES: dict[str, Loss] = {f.__name__: f for f in (cross_entropy, margin, log_odds, dlr, quadratic)}
+def tempered(logits: Tensor, batch: Batch) -> Tensor:
+    """The classic cost with y(x) = softmax(z / T), which does not stall.
+
+    T is 1 where the goal leads, and (max z - z_goal) / 2 where it trails by more than 2: just enough heat to
+    keep the goal in sight, so that neither saturation nor an even spread over wrong classes is a resting place.
+    """
+    label, _ = _labels(batch)
+    gap = logits.amax(1, keepdim=True) - logits.gather(1, label)
+    return quadratic(logits / (gap.detach() / 2).clamp_min(1.0), batch)
+
+
+LOSSES: dict[str, Loss] = {f.__name__: f for f in (cross_entropy, margin, log_odds, dlr, quadratic, tempered)}
 
 
 def named(name: str) -> Loss:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparring.core.errors import DataError
+from sparring.core.files import write_atomic
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -81,21 +80,9 @@ def _root(error: BaseException) -> str:
 
 def keep(path: Path, data: bytes) -> None:
     """Put `data` at `path` whole or not at all; `DataError` when the folder cannot be written."""
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        temporary = None
+        write_atomic(path, data)
     except OSError as error:
         raise DataError(
             f"cannot keep {path} ({error}); name a writable folder with $SPARRING_HOME"
         ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

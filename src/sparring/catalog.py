@@ -1,0 +1,96 @@
+"""What there is, by name: every attack and defense that stands in its folder or that a plug-in names.
+
+A plug-in is any installed package with an entry point in the group `sparring.attacks` or
+`sparring.defenses` that names a class. There is no registry to edit.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import fields
+from importlib.metadata import entry_points
+from typing import Any, get_type_hints
+
+from sparring.core.attack import Attack
+from sparring.core.defense import Defense
+from sparring.core.errors import UsageError, unknown
+
+
+def _family(package: str) -> dict[str, Any]:
+    folder = importlib.import_module(f"sparring.{package}")
+    found: dict[str, Any] = {}
+    for info in pkgutil.iter_modules(folder.__path__):
+        module = importlib.import_module(f"sparring.{package}.{info.name}")
+        for value in vars(module).values():
+            if isinstance(value, type) and value.__module__ == module.__name__ and "paper" in vars(value):
+                found[vars(value)["name"]] = value
+    for point in entry_points(group=f"sparring.{package}"):
+        found[point.name] = point.load()
+    return dict(sorted(found.items()))
+
+
+def attacks() -> dict[str, type[Attack]]:
+    """Every attack class by name."""
+    return _family("attacks")
+
+
+def defenses() -> dict[str, type[Defense]]:
+    """Every defense class by name."""
+    return _family("defenses")
+
+
+def parse(text: str) -> tuple[str, dict[str, str]]:
+    """`name:option=value,option=value` in its parts."""
+    name, _, rest = text.partition(":")
+    options: dict[str, str] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(f"expected name:option=value, got {item!r} in {text!r}")
+        options[key.strip()] = value.strip()
+    return name.strip(), options
+
+
+def _cast(owner: str, key: str, value: Any, hint: Any) -> Any:
+    """`value` as the type of a dataclass field; strings come from the command line."""
+    if not isinstance(value, str) or hint is str:
+        return value
+    kinds = [kind for kind in (int, float, bool, str) if kind is hint or kind in getattr(hint, "__args__", ())]
+    if value.lower() in ("none", "") and type(None) in getattr(hint, "__args__", ()):
+        return None
+    for kind in kinds:
+        if kind is bool and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    raise UsageError(f"expected {wanted} for {key} of {owner}, got {value!r}")
+
+
+def build(family: dict[str, type[Any]], kind: str, name: str, options: dict[str, Any]) -> Any:
+    """An instance of the class called `name`, with these options."""
+    if name not in family:
+        raise unknown(kind, name, family)
+    cls = family[name]
+    hints = get_type_hints(cls)
+    known = [field.name for field in fields(cls)]
+    for key in options:
+        if key not in known:
+            raise unknown(f"option of {name}", key, known)
+    return cls(**{key: _cast(name, key, value, hints[key]) for key, value in options.items()})
+
+
+def attack(text: str, **options: Any) -> Any:
+    """The attack that `text` describes, such as `pgd` or `pgd:steps=10,step_size=0.01`."""
+    name, given = parse(text)
+    return build(attacks(), "attack", name, {**given, **options})
+
+
+def defense(text: str, **options: Any) -> Any:
+    """The defense that `text` describes, such as `madry:eps=0.3`."""
+    name, given = parse(text)
+    return build(defenses(), "defense", name, {**given, **options})
