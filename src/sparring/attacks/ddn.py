@@ -47,7 +47,9 @@ class DDN:
     def init(self, batch: Batch) -> DDNState:
         """Start at the clean image with a radius of `radius`."""
         k = torch.zeros_like(batch.y)
-        return DDNState(batch.x, torch.zeros_like(batch.targeted), k, torch.full_like(k, self.radius, dtype=torch.float32))
+        return DDNState(
+            batch.x, torch.zeros_like(batch.targeted), k, torch.full_like(k, self.radius, dtype=torch.float32)
+        )
 
     def step(self, batch: Batch, state: DDNState, seen: Observation) -> DDNState:
         """Move along the gradient, then onto the sphere of the new radius."""

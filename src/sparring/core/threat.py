@@ -66,7 +66,7 @@ class Threat(ABC):
         low, high = self.bounds
         flat = x.flatten(1)
         inside = ((flat >= low) & (flat <= high)).all(1)  # NaN is neither
-        return inside & (self.distance(x, x0) <= self.eps + self.slack)
+        return inside.logical_and(self.distance(x, x0) <= self.eps + self.slack)
 
     def quantise(self, x: Tensor, x0: Tensor) -> Tensor:
         """The nearest 8-bit images (256 levels across `bounds`) that stay in the ball where `x` did.
@@ -133,7 +133,7 @@ class L2(Threat):
 
     def length(self, delta: Tensor) -> Tensor:
         """(n,) Euclidean lengths."""
-        return delta.norm(dim=1)
+        return delta.square().sum(1).sqrt()
 
     def project(self, x: Tensor, x0: Tensor) -> Tensor:
         """Scaled back onto the ball, then clipped: always legal, the nearest point where no pixel clips."""

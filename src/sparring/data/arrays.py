@@ -23,21 +23,15 @@ def read(path: Path) -> Raw:
     try:
         with path.open("rb") as handle:
             if not zipfile.is_zipfile(handle):
-                raise DataError(
-                    f"{path}: expected an .npz file with x and y, got another kind or half of one"
-                )
+                raise DataError(f"{path}: expected an .npz file with x and y, got another kind or half of one")
             handle.seek(0)
             file = np.load(handle, allow_pickle=False)
             missing = [key for key in ("x", "y") if key not in file]
             if missing:
-                raise DataError(
-                    f"{path}: expected arrays x and y, got {', '.join(file) or 'none'}; rename or add"
-                )
+                raise DataError(f"{path}: expected arrays x and y, got {', '.join(file) or 'none'}; rename or add")
             return Raw(str(path), file["x"], file["y"])
     except BROKEN as error:
-        raise DataError(
-            f"{path}: expected an .npz file of plain arrays, got {error}; save it again"
-        ) from error
+        raise DataError(f"{path}: expected an .npz file of plain arrays, got {error}; save it again") from error
 
 
 def load_file(path: Path) -> Dataset:

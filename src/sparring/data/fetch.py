@@ -83,6 +83,4 @@ def keep(path: Path, data: bytes) -> None:
     try:
         write_atomic(path, data)
     except OSError as error:
-        raise DataError(
-            f"cannot keep {path} ({error}); name a writable folder with $SPARRING_HOME"
-        ) from error
+        raise DataError(f"cannot keep {path} ({error}); name a writable folder with $SPARRING_HOME") from error

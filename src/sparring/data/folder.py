@@ -37,9 +37,7 @@ def _load_splits(root: Path) -> Dataset:
     train, test = _listing(root / "train"), _listing(root / "test")
     classes = tuple(train)
     if strangers := sorted(set(test) - set(train)):
-        raise DataError(
-            f"{root / 'test' / strangers[0]}: expected a class of {root / 'train'}, got a new one"
-        )
+        raise DataError(f"{root / 'test' / strangers[0]}: expected a class of {root / 'train'}, got a new one")
     paths = [path for listing in (train, test) for each in listing.values() for path in each]
     pictures = _stack(_pictures(paths))
     labels = np.concatenate([_labels(train, classes), _labels(test, classes)])
@@ -64,13 +62,9 @@ def _listing(root: Path) -> Listing:
         paths = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
         listing[folder.name] = sorted(path for path in paths if not path.name.startswith("."))
         if not listing[folder.name]:
-            raise DataError(
-                f"{folder}: expected images of class {folder.name!r}, got none; add some or remove it"
-            )
+            raise DataError(f"{folder}: expected images of class {folder.name!r}, got none; add some or remove it")
     if not listing:
-        raise DataError(
-            f"{root}: expected a folder of images for each class, got none; lay it out as <class>/*.png"
-        )
+        raise DataError(f"{root}: expected a folder of images for each class, got none; lay it out as <class>/*.png")
     return listing
 
 
@@ -84,9 +78,7 @@ def _pictures(paths: list[Path]) -> list[NDArray[np.uint8]]:
         pictures.append(_picture(path))
         if pictures[-1].shape[:2] != pictures[0].shape[:2]:
             (h0, w0), (h, w) = pictures[0].shape[:2], pictures[-1].shape[:2]
-            raise DataError(
-                f"expected one size, got {w0} x {h0} in {paths[0]} and {w} x {h} in {path}; resize them"
-            )
+            raise DataError(f"expected one size, got {w0} x {h0} in {paths[0]} and {w} x {h} in {path}; resize them")
     return pictures
 
 

@@ -42,9 +42,7 @@ class Images:
         """Images from arrays; `DataError` unless they are what `Images` promises."""
         x, y = _pixels(raw), _labels(raw)
         if len(x) != len(y):
-            raise DataError(
-                f"{raw.source}: expected one label for each image, got {len(x)} images, {len(y)} labels"
-            )
+            raise DataError(f"{raw.source}: expected one label for each image, got {len(x)} images, {len(y)} labels")
         classes = classes or numbered(raw)
         if int(y.max()) >= len(classes):
             raise DataError(f"{raw.source}: expected labels below {len(classes)}, got {int(y.max())}")
@@ -85,14 +83,10 @@ class Dataset:
     def checked(cls, name: str, train: Raw, test: Raw, classes: tuple[str, ...] | None = None) -> Dataset:
         """A data set from the arrays of its two splits; `DataError` unless they go together."""
         classes = classes or max(numbered(train), numbered(test), key=len)
-        splits = [
-            Images.checked(f"{name}/{s}", raw, classes) for s, raw in (("train", train), ("test", test))
-        ]
+        splits = [Images.checked(f"{name}/{s}", raw, classes) for s, raw in (("train", train), ("test", test))]
         shapes = [tuple(split.x.shape[1:]) for split in splits]
         if shapes[0] != shapes[1]:
-            raise DataError(
-                f"expected one shape, got {shapes[0]} in {train.source} and {shapes[1]} in {test.source}"
-            )
+            raise DataError(f"expected one shape, got {shapes[0]} in {train.source} and {shapes[1]} in {test.source}")
         return cls(name, splits[0], splits[1])
 
     @classmethod
@@ -102,9 +96,7 @@ class Dataset:
             held_out, kept = torch.ones_like(held_out), torch.ones_like(held_out)
         else:
             kept = ~held_out
-        train, test = (
-            replace(whole.select(part), ids=torch.arange(int(part.sum()))) for part in (kept, held_out)
-        )
+        train, test = (replace(whole.select(part), ids=torch.arange(int(part.sum()))) for part in (kept, held_out))
         name = whole.name
         return cls(name, replace(train, name=f"{name}/train"), replace(test, name=f"{name}/test"))
 
@@ -129,9 +121,7 @@ def _pixels(raw: Raw) -> Tensor:
     if x.ndim == 3:
         x = x[:, None]
     if x.ndim != 4 or 0 in x.shape:
-        raise DataError(
-            f"{source}: expected one or more images, shape (n, c, h, w) or (n, h, w), got {raw.x.shape}"
-        )
+        raise DataError(f"{source}: expected one or more images, shape (n, c, h, w) or (n, h, w), got {raw.x.shape}")
     if x.shape[1] > 4 and x.shape[3] in (1, 3):
         raise DataError(f"{source}: expected channels first, got shape {x.shape}; transpose to (n, c, h, w)")
     if x.dtype == np.uint8:
@@ -143,9 +133,7 @@ def _pixels(raw: Raw) -> Tensor:
     if not pixels.isfinite().all():
         raise DataError(f"{source}: expected finite images, got NaN or infinity; find and repair these rows")
     if pixels.max() > 1:
-        raise DataError(
-            f"{source}: expected images in [0, 1], got a maximum of {pixels.max()}; divide by 255"
-        )
+        raise DataError(f"{source}: expected images in [0, 1], got a maximum of {pixels.max()}; divide by 255")
     if pixels.min() < 0:
         raise DataError(
             f"{source}: expected images in [0, 1], got a minimum of {pixels.min()}; undo the normalisation"

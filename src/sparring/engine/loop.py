@@ -15,7 +15,8 @@ from sparring.core.errors import AttackError, UsageError
 from sparring.core.judge import Judge, confidence
 from sparring.core.model import Access, Model
 from sparring.core.threat import Threat
-from sparring.engine import preflight, width as widths
+from sparring.engine import preflight
+from sparring.engine import width as widths
 from sparring.engine.outcome import Ledger, Outcome
 from sparring.engine.scheduler import Case, Scheduler
 
@@ -66,7 +67,21 @@ def run(
     table = torch.where(~clean)[0]
     if len(table):
         ranks = restarts * goal.shape[1]
-        Loop(model, attack, judge, rows, goal, sample, ledger, table, ranks, seed, eight_bit, width, on_progress).run()
+        Loop(
+            model,
+            attack,
+            judge,
+            rows,
+            goal,
+            sample,
+            ledger,
+            table,
+            ranks,
+            seed,
+            eight_bit,
+            width,
+            on_progress,
+        ).run()
     found, label, score = replay(model, judge, rows, ledger.best, width)
     return Outcome(
         sample=sample,
@@ -93,7 +108,9 @@ def replay(model: Model, judge: Judge, rows: Batch, points: Tensor, width: int) 
         hits.append(judge.adversarial(rows.take(index), points[index], answer)[:count])
         labels.append(answer.labels[:count])
         known = answer.logits is not None
-        scores.append((confidence(answer) if known else torch.full_like(answer.labels, torch.nan, dtype=torch.float64))[:count])
+        scores.append(
+            (confidence(answer) if known else torch.full_like(answer.labels, torch.nan, dtype=torch.float64))[:count]
+        )
     return torch.cat(hits), torch.cat(labels), torch.cat(scores)
 
 
@@ -233,4 +250,8 @@ class Loop:
         """Too little memory: everybody seated begins again, at half the width."""
         self.scheduler.start_over(width)
         self.state, self.width = None, width
-        self.row, self.rank, self.live = self.row[:width], self.rank[:width], torch.zeros_like(self.live[:width])
+        self.row, self.rank, self.live = (
+            self.row[:width],
+            self.rank[:width],
+            torch.zeros_like(self.live[:width]),
+        )

@@ -26,6 +26,17 @@ class Outcome(Rows):
     forward: Tensor  # (n,) int64 forward passes spent on the row
     backward: Tensor  # (n,) int64 backward passes
 
+    @property
+    def success_rate(self) -> float:
+        """The share of the rows that held when untouched and fell to the attack; NaN if none held."""
+        held = ~self.clean
+        return ((self.found & held).sum() / held.sum()).item()
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share of all rows that held: an upper bound on the truth, since another attack may do better."""
+        return 1.0 - self.found.double().mean().item()
+
 
 class Ledger:
     """The best point and the passes of every row while a run goes on."""
@@ -47,7 +58,7 @@ class Ledger:
     def enter(self, rows: Tensor, rank: Tensor, points: Tensor, *, nearest: bool) -> None:
         """Enter adversarial `points` (m, ...); of a row's several, the nearest or that of the lowest rank stays."""
         distance = self._threat.distance(points, self._x[rows])
-        for tier in rank.unique().tolist():  # a row may sit on several seats, but has only one of each rank
+        for tier in sorted(set(rank.tolist())):  # a row may sit on several seats, but has only one of each rank
             at = (rank == tier).nonzero().squeeze(1)
             row, far = rows[at], distance[at]
             first = tier < self._rank[row]

@@ -23,8 +23,10 @@ def check_images(x: Tensor, bounds: tuple[float, float]) -> None:
     low, high = bounds
     for name, value in (("maximum", x.max().item()), ("minimum", x.min().item())):
         if not low <= value <= high:
-            remedy = "divide by 255" if (low, high) == (0, 1) and 1 < value <= 255 else (
-                "give raw pixels, and mean and std to the model: wrap(net, mean=..., std=...)"
+            remedy = (
+                "divide by 255"
+                if (low, high) == (0, 1) and 1 < value <= 255
+                else ("give raw pixels, and mean and std to the model: wrap(net, mean=..., std=...)")
             )
             raise DataError(f"expected images in [{low:g}, {high:g}], got a {name} of {value}; {remedy}")
 
@@ -35,7 +37,9 @@ def check_labels(y: Tensor, rows: int, what: str = "labels", classes: int | None
         raise DataError(f"expected {rows} int64 {what}, got {y.dtype} {tuple(y.shape)}")
     if rows and (int(y.min()) < 0 or (classes is not None and int(y.max()) >= classes)):
         top = "" if classes is None else f" to {classes - 1}"
-        raise DataError(f"expected {what} from 0{top}, got {int(y.min())} to {int(y.max())}; does the model fit the data?")
+        raise DataError(
+            f"expected {what} from 0{top}, got {int(y.min())} to {int(y.max())}; does the model fit the data?"
+        )
 
 
 def check_model(model: Model, x: Tensor) -> int | None:
@@ -76,7 +80,9 @@ def check_attack(model: Model, attack: Attack, threat: Threat, targets: Tensor |
             f"see `sparring ls` for attacks that need less"
         )
     if threat.norm not in attack.norms:
-        raise AttackError(f"{attack.name} works in {', '.join(attack.norms)}, not in {threat.norm}; name another norm")
+        raise AttackError(
+            f"{attack.name} works in {', '.join(attack.norms)}, not in {threat.norm}; name another norm"
+        )
     if attack.needs_target and targets is None:
         raise AttackError(f"{attack.name} works towards a class; give targets")
     if targets is not None and targets.dim() != 2:

@@ -26,7 +26,7 @@ class TorchModel:
 
     def __init__(
         self,
-        net: Callable[[Tensor], Tensor],
+        net: Callable[[Tensor], object],
         *,
         bounds: tuple[float, float] = (0.0, 1.0),
         mean: Sequence[float] | None = None,
@@ -73,7 +73,9 @@ class TorchModel:
             leaf = x.detach().requires_grad_()
             logits = self._logits(leaf)
         if not logits.requires_grad:
-            raise ModelError("expected logits that depend on the image, got a constant; is the model run under no_grad?")
+            raise ModelError(
+                "expected logits that depend on the image, got a constant; is the model run under no_grad?"
+            )
         values = logits.detach()
         return Prediction(values.argmax(1), values, partial(_pull_back, logits, leaf))
 

@@ -80,9 +80,7 @@ def _draw(axes: Axes, points: list[tuple[float, float, str]]) -> None:
     best = [max(y[: place + 1]) for place in range(len(y))]
     axes.step(x, best, where="post", color=charts.MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
     style = charts.series(1)
-    axes.plot(
-        x, y, linestyle="none", color=style.colour, marker="D", markersize=7, markeredgecolor=charts.CARD
-    )
+    axes.plot(x, y, linestyle="none", color=style.colour, marker="D", markersize=7, markeredgecolor=charts.CARD)
     charts.log_axis(axes, "x", "forward and backward passes per image")
     charts.percent_axis(axes, "success")
     span = max(y) - min(y) or 0.1

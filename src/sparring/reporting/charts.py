@@ -117,9 +117,7 @@ def svg(key: str, draw: Callable[[Axes], None]) -> Markup:
 def _inline(key: str, text: str) -> str:
     """An SVG file as a part of an HTML page: own ids, the page's colours and fonts, no namespaces."""
     text = text[text.index("<svg") :]
-    text = re.sub(
-        r"<(defs|metadata)>\s*<style.*?</style>\s*</\1>|<metadata>.*?</metadata>", "", text, flags=re.S
-    )
+    text = re.sub(r"<(defs|metadata)>\s*<style.*?</style>\s*</\1>|<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.S)
     text = re.sub(r' (xmlns(:\w+)?|version)="[^"]*"', "", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text)

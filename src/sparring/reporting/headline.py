@@ -72,9 +72,7 @@ def cards(run: Run) -> list[Card]:
 def _trained(figures: dict[str, Any]) -> list[Card]:
     """Clean accuracy, a card a network."""
     nets = {name: net for name, net in figures.items() if isinstance(net, dict)}
-    return [
-        Card("clean accuracy", percent(net.get("accuracy")), net_name(name)) for name, net in nets.items()
-    ]
+    return [Card("clean accuracy", percent(net.get("accuracy")), net_name(name)) for name, net in nets.items()]
 
 
 def _fooled(figures: dict[str, Any]) -> list[Card]:

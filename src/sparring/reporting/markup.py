@@ -74,9 +74,7 @@ def table(label: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> 
 
 def chart(drawn: Chart) -> Markup:
     """A chart, its legend, and its figures to unfold."""
-    return Markup(
-        '<div class="chart"><h3>{}</h3>{}<figure role="img" aria-label="{}">{}</figure>{}{}</div>'
-    ).format(
+    return Markup('<div class="chart"><h3>{}</h3>{}<figure role="img" aria-label="{}">{}</figure>{}{}</div>').format(
         drawn.title,
         drawn.legend,
         drawn.alt,

@@ -12,7 +12,8 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from sparring.auditing.run import Run, write_atomic
+from sparring.auditing.run import Run
+from sparring.core.files import write_atomic
 from sparring.reporting import headline
 
 _STYLES = ("theme.css", "page.css", "figures.css", "print.css")

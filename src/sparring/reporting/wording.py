@@ -59,9 +59,7 @@ def duration(seconds: float | None) -> str:
     """Seconds with two useful digits."""
     if seconds is None:
         return MISSING
-    return (
-        f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2g} s"
-    )
+    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2g} s"
 
 
 def data_name(plan: Mapping[str, Any]) -> str:

@@ -1,1 +1,1 @@
-
+"""The commands; each file has one function, `command`, and is found by its name."""

@@ -30,11 +30,7 @@ def render(run: Run) -> str | None:
     if gallery := triptychs(run, "attack"):
         parts += [heading("Clean, change, adversarial")]
         parts += [
-            paragraph(
-                f"Which rows are shown: {figures.get('rule', 'the rule was not recorded')}.".replace(
-                    "..", "."
-                )
-            )
+            paragraph(f"Which rows are shown: {figures.get('rule', 'the rule was not recorded')}.".replace("..", "."))
         ]
         parts += [gallery]
     return join(parts)

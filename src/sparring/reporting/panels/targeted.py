@@ -52,9 +52,7 @@ def render(run: Run) -> str | None:
     tensors = run.tensors("targeted")
     grids = [_grid(run, _title(way, entry), _by_pair(entry), tensors.get(way)) for way, entry in ways.items()]
     parts.append(block("pair grids", *grids))
-    stalled = [
-        cell for cell in (ways.get("classic") or {}).get("cells") or [] if cell.get("reached") is False
-    ]
+    stalled = [cell for cell in (ways.get("classic") or {}).get("cells") or [] if cell.get("reached") is False]
     parts.append(
         block(
             "pair aside",
@@ -92,9 +90,7 @@ def _finding(figures: Mapping[str, Any], ways: Mapping[str, Mapping[str, Any]]) 
         told.append(f"{_title(way, entry)}: {entry.get('reached')} of {entry.get('pairs')}{at}, {length}.")
     one, other = (_by_pair(ways.get(way) or {}) for way in _WAYS)
     both = [pair for pair in one if one[pair].get("reached") and other.get(pair, {}).get("reached")]
-    lengths = [
-        [cells[pair]["l2"] for pair in both if cells[pair].get("l2") is not None] for cells in (one, other)
-    ]
+    lengths = [[cells[pair]["l2"] for pair in both if cells[pair].get("l2") is not None] for cells in (one, other)]
     if both and len(lengths[0]) == len(lengths[1]) == len(both):
         first, second = (number(sum(values) / len(both)) for values in lengths)
         told.append(f"On the {len(both)} pairs that both reach: mean L2 {first} against {second}.")
@@ -105,9 +101,7 @@ def _grid(run: Run, title: str, cells: Cells, images: Tensor | None) -> Markup:
     """Rows are what a person sees, columns what the network says."""
     size = len(images) if images is not None else 1 + max((max(pair) for pair in cells), default=-1)
     name = class_namer(run.plan)
-    top = Markup("").join(
-        Markup('<th scope="col" title="{0}">{0}</th>').format(name(goal)) for goal in range(size)
-    )
+    top = Markup("").join(Markup('<th scope="col" title="{0}">{0}</th>').format(name(goal)) for goal in range(size))
     longest = max((len(name(source)) for source in range(size)), default=1)
     lines = []
     for source in range(size):
@@ -131,9 +125,7 @@ def _legend(cells: Cells) -> str:
     missed = sum(cell.get("reached") is False for cell in cells.values())
     if not missed:
         return "Solid frame: the source, unchanged."
-    return (
-        f"Solid frame: the source, unchanged. Dashed and dimmed: not reached ({missed}), with its confidence."
-    )
+    return f"Solid frame: the source, unchanged. Dashed and dimmed: not reached ({missed}), with its confidence."
 
 
 def _cell(
@@ -164,9 +156,7 @@ def _distances(run: Run, ways: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
     name = class_namer(run.plan)
     both = [(first, second) for _, first, second in pairs if first.get("reached") and second.get("reached")]
     shorter = sum(second["l2"] < first["l2"] for first, second in both)
-    verdict = (
-        f"Of the {len(both)} pairs that both reach, the improved change is the shorter one in {shorter}."
-    )
+    verdict = f"Of the {len(both)} pairs that both reach, the improved change is the shorter one in {shorter}."
     rows = [
         (
             f"{name(pair[0])} → {name(pair[1])}",
@@ -206,9 +196,7 @@ def _draw(axes: Axes, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]
         (0, "o", "classic reached it", True),
         (1, "x", "classic stalled", False),
     ):
-        points = [
-            (first["l2"], second["l2"]) for first, second in pairs if bool(first.get("reached")) is wanted
-        ]
+        points = [(first["l2"], second["l2"]) for first, second in pairs if bool(first.get("reached")) is wanted]
         if points:
             x, y = zip(*points, strict=True)
             axes.plot(x, y, linestyle="none", marker=marker, color=charts.series(place).colour, label=label)

@@ -36,9 +36,7 @@ def render(run: Run) -> str | None:
     parts = [paragraph(_LEAD, "lead"), _summary(nets)]
     if learned:
         parts.append(block("pair", _curve(learned, "accuracy"), _curve(learned, "loss")))
-    grids = [
-        _predictions(run, name, net, tensors) for name, net in nets.items() if f"{name}_right_x" in tensors
-    ]
+    grids = [_predictions(run, name, net, tensors) for name, net in nets.items() if f"{name}_right_x" in tensors]
     parts += [block("pair", *grids)] if grids else []
     parts += [details(f"Training log: {net_name(name)}", _log(net["log"])) for name, net in learned.items()]
     return join(parts)
@@ -90,11 +88,7 @@ def _curve(nets: Nets, what: str) -> Markup:
             alt=f"Test {what} over training steps. {'; '.join(ends)}.",
             svg=charts.svg(f"train-{what}", draw),
             head=("network", "step", what),
-            rows=[
-                (net_name(name), step, shown(value))
-                for name, points in lines.items()
-                for step, value in points
-            ],
+            rows=[(net_name(name), step, shown(value)) for name, points in lines.items() for step, value in points],
             legend=charts.legend(net_name(name) for name in lines),
         )
     )

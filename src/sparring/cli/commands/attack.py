@@ -1,0 +1,184 @@
+"""`sparring attack`: attack a model on test images, and keep what was found."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from sparring import catalog
+from sparring.auditing.plan import hardware, versions
+from sparring.auditing.run import Run
+from sparring.cli import options
+from sparring.cli.show import Show, figure, percent
+from sparring.core.attack import Attack
+from sparring.core.errors import UsageError
+from sparring.core.judge import Judge
+from sparring.core.threat import Threat, threat
+from sparring.data import Images, load
+from sparring.demo.compare import entry
+from sparring.demo.stage import rounded, to_bytes
+from sparring.engine.loop import run as run_attack
+from sparring.engine.outcome import Outcome
+from sparring.models.spec import Named, open_model
+from sparring.reporting import write_report
+
+SHOWN = 12
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="A checkpoint, file.py:function or package.module:function.")],
+    attack: Annotated[list[str], typer.Option("--attack", help="Such as pgd:steps=10; may be repeated.")],
+    data: options.Data = None,
+    norm: options.Norm = "linf",
+    eps: options.Eps = None,
+    target: Annotated[str | None, typer.Option("--target", help="A class number, or next.")] = None,
+    confidence: Annotated[float, typer.Option("--confidence", help="What the model must give its answer.")] = 0.0,
+    restarts: Annotated[int, typer.Option("--restarts", min=1)] = 1,
+    eight_bit: Annotated[bool, typer.Option("--eight-bit", help="Judge images as 8-bit files hold them.")] = False,
+    width: Annotated[
+        int | None, typer.Option("--width", min=1, help="Rows a model call [default: automatic]")
+    ] = None,
+    data_dir: options.DataDir = None,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    device: options.DeviceName = "auto",
+    out: options.Out = None,
+    json: options.Json = False,
+) -> None:
+    """Attack MODEL on the test images of --data; every image found is stored and judged again."""
+    show, where = Show(json), options.device(device)
+    chosen: dict[str, Attack] = {text: catalog.attack(text) for text in attack}
+    model_threat = threat(norm, options.radius(norm, eps))
+    victim = open_model(model, where)
+    spec = data or victim.card.get("data")
+    if spec is None:
+        raise UsageError("expected --data: this model's card names no data set")
+    images = load(spec, data_dir, on_status=show.say).test.take(limit)
+    goal = _goal(target, images, any(a.needs_target for a in chosen.values()))
+    settings = {
+        "attacks": {text: repr(a) for text, a in chosen.items()},
+        "restarts": restarts,
+        "target": target,
+    }
+    settings |= {
+        "threat": model_threat.describe(),
+        "confidence": confidence,
+        "eight_bit": eight_bit,
+        "width": width,
+    }
+    run = Run.create(out, "attack", _plan(victim, images, settings, seed, where))
+    entries, outcomes = [], []
+    with show.progress():
+        for text, method in chosen.items():
+            begin = time.perf_counter()
+            outcome = run_attack(
+                victim.model,
+                method,
+                model_threat,
+                images.x.to(where),
+                images.y.to(where),
+                sample=images.ids.to(where),
+                targets=None if goal is None else goal.to(where)[:, None],
+                restarts=restarts,
+                seed=seed,
+                judge=Judge(confidence),
+                eight_bit=eight_bit,
+                width=width,
+                on_progress=lambda done, of, text=text: show.tick(text, done, of),  # type: ignore[misc]  # bound now
+            )
+            seconds = time.perf_counter() - begin
+            entries.append(entry(text, method, model_threat, outcome, images.x.to(where), seconds))
+            outcomes.append(outcome)
+    _finish(show, run, victim, images, model_threat, entries, outcomes)
+
+
+def _goal(target: str | None, images: Images, needed: bool) -> torch.Tensor | None:
+    if target is None and not needed:
+        return None
+    if target in (None, "next"):
+        return (images.y + 1) % len(images.classes)
+    if not target.isdigit() or int(target) >= len(images.classes):
+        raise UsageError(f"expected --target from 0 to {len(images.classes) - 1}, or next, got {target!r}")
+    return torch.full_like(images.y, int(target))
+
+
+def _plan(victim: Named, images: Images, settings: dict[str, Any], seed: int, where: str) -> dict[str, Any]:
+    return {
+        "model": victim.name,
+        "model_digest": victim.digest,
+        "data": images.name,
+        "data_digest": images.digest(),
+        "rows": {"test": len(images)},
+        "classes": list(images.classes),
+        "seed": seed,
+        "device": where,
+        "settings": settings,
+        "versions": versions(),
+        "hardware": hardware(where),
+    }
+
+
+def _finish(
+    show: Show,
+    run: Run,
+    victim: Named,
+    images: Images,
+    limits: Threat,
+    entries: list[dict[str, Any]],
+    outcomes: list[Outcome],
+) -> None:
+    found = torch.stack([outcome.found for outcome in outcomes]).any(0).cpu()
+    figures: dict[str, Any] = {
+        "rows": len(images),
+        "model": victim.name,
+        "data": images.name,
+        "threat": limits.describe(),
+        "clean_accuracy": rounded(1 - outcomes[0].clean.double().mean().item()),
+        "worst_case_accuracy": rounded(1 - found.double().mean().item()),
+        "attacks": entries,
+    }
+    best = outcomes[max(range(len(entries)), key=lambda i: entries[i]["success"] or 0.0)]
+    fell = (best.found & ~best.clean).cpu().nonzero().squeeze(1)[:SHOWN]
+    figures["rule"] = "the first test images that fell to the strongest attack here"
+    figures["shown"] = [
+        {
+            "label": int(images.y[i]),
+            "prediction": int(images.y[i]),
+            "adversarial_prediction": int(best.label[i]),
+            "adversarial_confidence": rounded(float(best.confidence[i])),
+            "distance": rounded(float(best.distance[i])),
+        }
+        for i in fell.tolist()
+    ]
+    tensors = {"x": to_bytes(images.x[fell]), "adversarial": to_bytes(best.best.cpu()[fell])}
+    for i, outcome in enumerate(outcomes):
+        tensors |= {
+            f"{i}_images": outcome.best.cpu(),
+            f"{i}_found": outcome.found,
+            f"{i}_label": outcome.label,
+        }
+    run.record("attack", figures, tensors)
+    run.write_result()
+    report = write_report(run)
+    show.table(
+        f"{victim.name} on {len(images)} rows of {images.name}: clean accuracy {percent(figures['clean_accuracy'])}",
+        ["attack", "success", "mean Linf", "mean L2", "confidence", "passes/row", "seconds"],
+        [
+            [
+                e["name"],
+                percent(e["success"]),
+                figure(e["mean_linf"]),
+                figure(e["mean_l2"]),
+                percent(e["confidence"]),
+                figure((e["forward"] + e["backward"]) / len(images), 1),
+                figure(e["seconds"], 2),
+            ]
+            for e in entries
+        ],
+    )
+    show.say(f"accuracy under the worst of them, an upper bound: {percent(figures['worst_case_accuracy'])}")
+    show.say(f"report: {report}")
+    show.result(figures | {"report": str(report), "run": str(run.path)})

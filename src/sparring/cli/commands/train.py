@@ -1,0 +1,95 @@
+"""`sparring train`: train one of our nets, plainly or hardened."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sparring import catalog
+from sparring.auditing.plan import hardware, versions
+from sparring.auditing.run import Run
+from sparring.cli import options
+from sparring.cli.show import Show, percent
+from sparring.core.defense import Defense
+from sparring.core.errors import UsageError
+from sparring.core.threat import threat
+from sparring.data import Dataset, load
+from sparring.demo.train import figures_of, tiles
+from sparring.training.fit import Settings, fit, score
+
+_DEFAULT_ATTACK = "pgd:steps=7"
+
+
+def command(
+    data: options.Data = "digits",
+    net: Annotated[str, typer.Option("--net", help="dense or conv.")] = "conv",
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="[default: 2000, or --epochs]")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", min=0.01, help="Instead of --steps.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
+    rate: Annotated[float, typer.Option("--rate", help="The highest learning rate.")] = Settings.rate,
+    recipe: Annotated[str, typer.Option("--recipe", help="standard, or madry: see `sparring ls`.")] = "standard",
+    norm: options.Norm = "linf",
+    eps: options.Eps = None,
+    attack: Annotated[str, typer.Option("--attack", help="What madry trains against.")] = _DEFAULT_ATTACK,
+    data_dir: options.DataDir = None,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    device: options.DeviceName = "auto",
+    out: options.Out = None,
+    json: options.Json = False,
+) -> None:
+    """Train a net; again with the same --out, take up a training that was killed."""
+    show, where = Show(json), options.device(device)
+    defense = _defense(recipe, norm, eps, attack)
+    dataset = load(data or "digits", data_dir, on_status=show.say)
+    dataset = Dataset(dataset.name, dataset.train.take(limit), dataset.test)
+    settings = Settings(net, _steps(steps, epochs, len(dataset.train), batch_size), batch_size, rate, seed=seed)
+    plan = {
+        "data": dataset.name,
+        "data_digest": dataset.test.digest(),
+        "rows": {"train": len(dataset.train), "test": len(dataset.test)},
+        "classes": list(dataset.test.classes),
+        "seed": seed,
+        "device": where,
+        "settings": {**vars(settings), "recipe": repr(defense)},
+        "versions": versions(),
+        "hardware": hardware(where),
+    }
+    run = Run.create(out, "train", plan)
+    with show.progress():
+        checkpoint = fit(
+            settings,
+            dataset,
+            defense,
+            run.path / f"{net}.safetensors",
+            device=where,
+            on_step=lambda step: show.tick(f"training {net}", step, settings.steps),
+            on_line=lambda line: show.say(str(line)),
+        )
+    card = checkpoint.card
+    answers = score(checkpoint.net, dataset.test, where)
+    run.record("train", {net: figures_of(card)}, tiles(net, answers, dataset.test))
+    run.write_result()
+    show.say(f"accuracy {percent(card['accuracy'])}, checkpoint: {checkpoint.path}")
+    said: dict[str, Any] = {key: card[key] for key in ("accuracy", "loss", "steps", "seconds")}
+    show.result(said | {"checkpoint": str(checkpoint.path), "run": str(run.path)})
+
+
+def _steps(steps: int | None, epochs: float | None, rows: int, batch_size: int) -> int:
+    if steps is not None and epochs is not None:
+        raise UsageError("expected --steps or --epochs, got both")
+    if epochs is not None:
+        return max(1, round(epochs * max(1, rows // min(batch_size, rows))))
+    return steps or 2000
+
+
+def _defense(recipe: str, norm: str, eps: float | None, attack: str) -> Defense:
+    name, given = catalog.parse(recipe)
+    options_: dict[str, Any] = dict(given)
+    if name == "madry":
+        options_ |= {"attack": catalog.attack(attack), "threat": threat(norm, options.radius(norm, eps))}
+    elif eps is not None or attack != _DEFAULT_ATTACK:
+        raise UsageError(f"--eps and --attack are for a recipe that attacks, got {recipe}; try --recipe madry")
+    built: Defense = catalog.build(catalog.defenses(), "recipe", name, options_)
+    return built

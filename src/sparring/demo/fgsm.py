@@ -1,0 +1,42 @@
+"""Chapter 2a: the fast gradient sign method, one step that a person hardly sees."""
+
+from __future__ import annotations
+
+import torch
+
+from sparring.attacks.fgsm import FGSM
+from sparring.core.model import Access
+from sparring.core.threat import Linf
+from sparring.demo.stage import Stage, rounded, to_bytes
+
+SHOWN = 6
+
+
+def tell(stage: Stage) -> None:
+    """Attack `conv`; show the first rows that fall."""
+    rows, threat = stage.rows, Linf(stage.scale.small)
+    outcome = stage.attack("conv", FGSM(), threat, rows)
+    fell = (outcome.found & ~outcome.clean).nonzero().squeeze(1)[:SHOWN]
+    clean = stage.model("conv").query(rows.x.to(stage.device), Access.SCORE)
+    confidence = torch.softmax(clean.logits.double(), 1).amax(1) if clean.logits is not None else None
+    shown = [
+        {
+            "label": int(rows.y[i]),
+            "prediction": int(clean.labels[i]),
+            "confidence": None if confidence is None else rounded(float(confidence[i])),
+            "adversarial_prediction": int(outcome.label[i]),
+            "adversarial_confidence": rounded(float(outcome.confidence[i])),
+        }
+        for i in fell.tolist()
+    ]
+    x, best = rows.x[fell.cpu()], outcome.best[fell].cpu()
+    tensors = {"x": to_bytes(x), "adversarial": to_bytes(best), "sign": (best - x).sign().to(torch.int8)}
+    figures = {
+        "net": "conv",
+        "eps": threat.eps,
+        "rows": len(rows),
+        "success": rounded(outcome.success_rate),
+        "shown": shown,
+        "rule": "the first test images that fall",
+    }
+    stage.record("fgsm", figures, tensors)
