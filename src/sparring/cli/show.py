@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,11 +96,12 @@ class Show:
         self.out.print(table)
 
 
-def percent(value: float | None) -> str:
-    """A share as a percentage, never rounded up to 100."""
+def percent(value: float | None, digits: int = 2) -> str:
+    """A share as a percentage, rounded down: 99.999 % is no 100 %."""
     if value is None:
         return "-"
-    return f"{min(value * 100, 100 if value >= 1 else 99.99):.2f} %"
+    scale = 10**digits
+    return f"{math.floor(value * 100 * scale + 1e-6) / scale:.{digits}f} %"
 
 
 def figure(value: float | None, digits: int = 3) -> str:

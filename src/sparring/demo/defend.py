@@ -29,7 +29,7 @@ def tell(stage: Stage) -> None:
     card = train_one(stage, "madry", Settings("conv", scale.hardening_steps, seed=stage.seed), defense).card
     plain = stage.figures["train"]["conv"]
     cost = (card["seconds"] / card["steps"]) / max(plain["seconds"] / plain["steps"], 1e-9)
-    grid = [round(scale.eps * (i + 1) / (POINTS - 2), 6) for i in range(POINTS)]
+    grid = [round(scale.eps * (i + 1) / (POINTS - 2), 3) for i in range(POINTS)]
     models = {
         "undefended": _curve(stage, "conv", grid) | {"seconds": plain["seconds"], "training_cost": 1.0},
         "madry": _curve(stage, "madry", grid)
@@ -63,6 +63,6 @@ def _curve(stage: Stage, net: str, grid: list[float]) -> dict[str, Any]:
             if len(standing):
                 outcome = stage.attack(net, attack, Linf(eps), rows.select(standing))
                 standing = standing[~outcome.found.cpu()]
-        robust[f"{eps:g}"] = rounded(len(standing) / len(rows)) or 0.0
+        robust[f"{eps:g}"] = round(len(standing) / len(rows), 6)
         interval[f"{eps:g}"] = [round(end, 6) for end in clopper_pearson(len(standing), len(rows))]
     return {"clean": rounded(torch.sum(correct).item() / len(rows)), "robust": robust, "interval": interval}

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from sparring.reporting import charts
 from sparring.reporting.markup import Chart, bar, block, chart, heading, paragraph, table
-from sparring.reporting.wording import confidence, count, duration, number, percent
+from sparring.reporting.wording import MISSING, confidence, count, duration, number, percent
 
 Attacks = Sequence[Mapping[str, Any]]
 _READING = (
@@ -27,10 +27,13 @@ def passes(attack: Mapping[str, Any], rows: int) -> float | None:
 
 def attack_table(attacks: Attacks, rows: int) -> Markup:
     """One attack a line."""
-    head = ("attack", "success", "passes per image", "mean Linf", "mean L2", "mean confidence", "time")
+    own = any("threat" in attack for attack in attacks)
+    head = ("attack", *["threat model"] * own, "success", "passes per image")
+    head += ("mean Linf", "mean L2", "mean confidence", "time")
     lines = [
         (
             attack.get("name", "unnamed"),
+            *[attack.get("threat", MISSING)] * own,
             bar(attack.get("success"), percent(attack.get("success"))),
             number(passes(attack, rows), 1),
             number(attack.get("mean_linf"), 3),

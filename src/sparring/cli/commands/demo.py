@@ -89,6 +89,6 @@ def _tables(show: Show, figures: dict[str, Any]) -> None:
     grid = list(models["madry"]["robust"])
     show.table(
         "Accuracy under attack (an upper bound on robust accuracy)",
-        ["eps", *grid, "clean"],
-        [[name, *(percent(m["robust"][eps]) for eps in grid), percent(m["clean"])] for name, m in models.items()],
+        ["eps", "clean", *grid],
+        [[name, percent(m["clean"]), *(percent(m["robust"][eps], 1) for eps in grid)] for name, m in models.items()],
     )

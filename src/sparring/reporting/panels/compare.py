@@ -11,7 +11,8 @@ ORDER = 50
 TITLE = "Attacks compared"
 
 _LEAD = (
-    "Every attack gets the same images, the same network and the same threat model. "
+    "Every attack gets the same images and the same network, in the threat model that it works in. Those without "
+    "a budget look for the nearest image that fools. "
     "Success is the share of images made wrong; a pass is one image through the network, forward or backward."
 )
 
@@ -26,10 +27,11 @@ def render(run: Run) -> str | None:
         f"{count(rows)} test images, {net_name(figures.get('net', 'network'))}, "
         f"threat model {figures.get('threat', 'not recorded')}."
     )
-    ranked = [attack for attack in attacks if attack.get("success") is not None]
+    budget = figures.get("threat")
+    ranked = [a for a in attacks if a.get("success") is not None and a.get("threat", budget) == budget]
     if ranked:
         best = max(ranked, key=lambda attack: attack["success"])
-        setting += f" The strongest here is {best.get('name')}, with {percent(best['success'])}."
+        setting += f" The strongest within it is {best.get('name')}, with {percent(best['success'])}."
     return join(
         [
             paragraph(_LEAD, "lead"),

@@ -59,9 +59,17 @@ def _finding(figures: Mapping[str, Any], nets: Mapping[str, Entries]) -> str:
     reached = sum(bool(entry.get("reached")) for entry in entries)
     sure = [entry["confidence"] for entry in entries if entry.get("confidence") is not None]
     least = min(sure, default=figures.get("min_confidence"))
+    told = figures.get("classic_reached") or {}
+    stalls = ""
+    if told:
+        each = " and ".join(f"{hits} on the {net_name(net)}" for net, hits in told.items())
+        stalls = (
+            f" The classic cost alone reaches {each} with the same steps: where the goal is out of sight, softmax "
+            "leaves it no slope. Here a temperature keeps the goal in sight, and is 1 as soon as it leads."
+        )
     return (
         f"{reached} of {len(entries)} noise images reach their goal within {count(figures.get('steps'))} "
-        f"steps (lambda = {plain(figures.get('lambda'))}). The least confident answer is {confidence(least)}."
+        f"steps (lambda = {plain(figures.get('lambda'))}). The least confident answer is {confidence(least)}.{stalls}"
     )
 
 

@@ -30,9 +30,11 @@ Cells = Mapping[tuple[int, int], Mapping[str, Any]]
 _METHODS = {"ddn": "DDN on the log-odds"}
 _WAYS = ("classic", "improved")
 _STALL = (
-    "Softmax saturates. Where the network is almost certain of the source, its "
-    "output no longer moves, so the gradient of the quadratic cost vanishes and descent stands still far "
-    "from the goal. The log-odds do not saturate, so the improved method keeps a slope to follow."
+    "Softmax saturates. Where the network is almost certain of the source, or of a few wrong classes "
+    "together, its output no longer moves, and the gradient of the quadratic cost all but vanishes. Near the "
+    "goal it fades again, so that the pull towards the picture wins before the confidence is high enough. The "
+    "log-odds do not saturate, and the improved method asks for the confidence first and then for the "
+    "shortest change that keeps it."
 )
 
 
@@ -48,7 +50,7 @@ def render(run: Run) -> str | None:
         f"(classic method: lambda = {plain(figures.get('lambda'))}). L2 is the length of the change, "
         "with pixels from 0 to 1. Every ordered pair of classes is tried."
     )
-    parts = [paragraph(lead, "lead"), paragraph(_finding(figures, ways), "finding")]
+    parts = [paragraph(lead, "lead"), paragraph(_finding(figures, ways) + _named(figures), "finding")]
     tensors = run.tensors("targeted")
     grids = [_grid(run, _title(way, entry), _by_pair(entry), tensors.get(way)) for way, entry in ways.items()]
     parts.append(block("pair grids", *grids))
@@ -95,6 +97,19 @@ def _finding(figures: Mapping[str, Any], ways: Mapping[str, Mapping[str, Any]]) 
         first, second = (number(sum(values) / len(both)) for values in lengths)
         told.append(f"On the {len(both)} pairs that both reach: mean L2 {first} against {second}.")
     return " ".join(told)
+
+
+def _named(figures: Mapping[str, Any]) -> str:
+    """The same methods when it is enough that the network names the goal at all."""
+    named = figures.get("named") or {}
+    if not named.get("both_pairs"):
+        return ""
+    return (
+        f" With no confidence asked for, the classic method gets {named.get('classic_pairs')} pairs named, "
+        f"with a mean confidence of {confidence(named.get('classic_confidence'))}, and the improved one "
+        f"{named.get('improved_pairs')}; on the {named['both_pairs']} that both get, mean L2 is "
+        f"{number(named.get('classic_mean_l2'))} against {number(named.get('improved_mean_l2'))}."
+    )
 
 
 def _grid(run: Run, title: str, cells: Cells, images: Tensor | None) -> Markup:
