@@ -75,9 +75,7 @@ def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
         return float((net(x).argmax(1) == y).float().mean())
 
 
-def enter(
-    names: list[str], net: nn.Module, setting: Setting, x: Tensor, y: Tensor
-) -> dict[str, dict[str, Any]]:
+def enter(names: list[str], net: nn.Module, setting: Setting, x: Tensor, y: Tensor) -> dict[str, dict[str, Any]]:
     """Count for each of `names`, which also warms it up; who is not installed or fails stays out."""
     entered = {}
     for name in names:
@@ -90,9 +88,7 @@ def enter(
     return entered
 
 
-def race(
-    names: list[str], net: nn.Module, setting: Setting, x: Tensor, y: Tensor, rounds: int
-) -> dict[str, list]:
+def race(names: list[str], net: nn.Module, setting: Setting, x: Tensor, y: Tensor, rounds: int) -> dict[str, list]:
     """Seconds of each of `names` in each round; each round starts with another of them."""
     runners = {name: CONTENDERS[name](copy.deepcopy(net), setting) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -109,9 +105,7 @@ def race(
 def compare(seconds: dict[str, list[float]], unit: str) -> dict[str, dict[str, Any]]:
     """Seconds over those of `unit` in the same round: median, least and greatest."""
     peers = [name for name in seconds if name not in ("bare", "sparring")]
-    ratios = {
-        name: [a / b for a, b in zip(taken, seconds[unit], strict=True)] for name, taken in seconds.items()
-    }
+    ratios = {name: [a / b for a, b in zip(taken, seconds[unit], strict=True)] for name, taken in seconds.items()}
     fastest = min(peers, key=lambda name: statistics.median(seconds[name]), default=None)
     behind = fastest and [a / b for a, b in zip(seconds["sparring"], seconds[fastest], strict=True)]
     return {
@@ -140,9 +134,7 @@ def every_seat_full(rows: int, width: int, rounds: int, seed: int, frozen: bool)
     entered = enter(list(CONTENDERS), net, setting, x, y)
     outcome = run(TorchModel(net), PGD(), Linf(setting.eps), x, y, width=width)
     if outcome.found.any() or not ((outcome.forward == STEPS + 1) & (outcome.backward == STEPS)).all():
-        raise SystemExit(
-            f"expected no row to fall, got {int(outcome.found.sum())} of {rows}; try another --seed"
-        )
+        raise SystemExit(f"expected no row to fall, got {int(outcome.found.sum())} of {rows}; try another --seed")
     result = compare(race(list(entered), net, setting, x, y, rounds), "bare")
     return {**result, "passes": {name: found["passes"] for name, found in entered.items()}}
 
@@ -180,9 +172,7 @@ def early_exits(rows: int, width: int, rounds: int, seed: int, frozen: bool) -> 
     setting = Setting(EARLY_EPS, min(width, rows))
     entered = enter([name for name in CONTENDERS if name != "bare"], net, setting, x, y)
     result = compare(race(list(entered), net, setting, x, y, rounds), "sparring")
-    result |= {
-        key: {name: found[key] for name, found in entered.items()} for key in ("passes", "robust_accuracy")
-    }
+    result |= {key: {name: found[key] for name, found in entered.items()} for key in ("passes", "robust_accuracy")}
     return {**result, "accuracy": accuracy(net, x, y), "rows": rows, **asdict(setting)}
 
 
@@ -250,9 +240,7 @@ def show(result: dict[str, Any]) -> None:
             least, most = part["spread"][name]
             robust = f"{part['robust_accuracy'][name]:.3f}" if "robust_accuracy" in part else "all"
             figures = (f"{ratios[name]:.3f}", f"{least:.3f} to {most:.3f}", f"{part['seconds'][name]:.2f}")
-            table.add_row(
-                name, *figures, f"{passes['forward_rows']:,}", f"{passes['backward_rows']:,}", robust
-            )
+            table.add_row(name, *figures, f"{passes['forward_rows']:,}", f"{passes['backward_rows']:,}", robust)
         Console(width=110).print(table)
 
 

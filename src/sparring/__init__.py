@@ -1,6 +1,13 @@
 """Train an image classifier, attack it, harden it, and say honestly how robust it now is."""
 
+import os
+
 __version__ = "0.1.0"
+
+# Threads that spin while they wait make two processes on the same cores up to thirty times slower. Read when
+# torch is loaded; whoever sets one of these, or loads torch first, keeps what they have. See docs/decisions/003.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from sparring.api import attack, train, wrap
 from sparring.core.errors import SparringError

@@ -88,6 +88,11 @@ class Watched:
         after = self.inner.step(batch, state, seen)
         self._unchanged("step", before_batch, batch)
         self._unchanged("step", before_state, state)
+        for name, was in before_state.items():
+            now = getattr(after, name)
+            changed = f"{self.name}: step turned state.{name} from {was.dtype} {tuple(was.shape)}"
+            same = (now.dtype, now.shape) == (was.dtype, was.shape)
+            _expect(same, f"{changed} into {now.dtype} {tuple(now.shape)}; rows could not share a batch")
         self._in_range(batch, after)
         return after
 
@@ -117,7 +122,8 @@ class Watched:
 
 
 def _snapshot(rows: Rows) -> dict[str, Tensor]:
-    values = {field.name: getattr(rows, field.name) for field in fields(rows)}
+    names = [field.name for field in fields(rows)] + (["label", "sign"] if isinstance(rows, Batch) else [])
+    values = {name: getattr(rows, name) for name in names}
     return {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
 
 
@@ -308,7 +314,8 @@ def linear(norm: str, shape: tuple[int, ...], rows: int, distance: float = 0.5) 
     x = (x + away[:, None] * weight / weight.square().sum()).float().view(rows, *shape)
 
     def logits(flat: Tensor) -> Tensor:
-        return torch.stack([flat @ weight, torch.zeros_like(flat[:, 0])], 1)
+        half = flat @ weight / 2
+        return torch.stack([half, -half], 1)
 
     model = Probe(logits, bounds=(-20.0, 20.0))
     y = torch.zeros(rows, dtype=torch.int64)

@@ -237,3 +237,11 @@ def test_distances_by_hand():
     for norm, wanted in (("linf", 0.4), ("l2", 0.5), ("l1", 0.7), ("l0", 2.0)):
         assert threat(norm, 9.0).distance(x, x0).item() == pytest.approx(wanted, abs=1e-7)
         assert threat(norm, 9.0).distance(x, x0).dtype == torch.float64
+
+
+@pytest.mark.parametrize("value", [0.55, 0.9, 0.1])
+def test_l1_rounding_does_not_add_up(value):
+    """784 equal changes, each rounded the same way, once summed to 20 times the slack."""
+    x0 = torch.full((1, 1, 28, 28), value)
+    for eps in (0.11, 0.325, 1.7):
+        assert L1(eps).contains(L1(eps).project(x0 + 0.1, x0), x0).all()

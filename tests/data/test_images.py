@@ -67,9 +67,7 @@ def test_validation_is_the_last_sixth(n, kept):
 
 
 def test_validation_of_60000_is_10000():
-    train = Images(
-        "d/train", torch.zeros(60_000, 1, 1, 1), torch.zeros(60_000), torch.arange(60_000), ("0", "1")
-    )
+    train = Images("d/train", torch.zeros(60_000, 1, 1, 1), torch.zeros(60_000), torch.arange(60_000), ("0", "1"))
     kept, validation = Dataset("d", train, train).with_validation()
     assert (len(kept), len(validation), int(validation.ids[0])) == (50_000, 10_000, 50_000)
 

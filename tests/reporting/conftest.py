@@ -27,10 +27,7 @@ def _train(channels: int, classes: int) -> Section:
     figures: Figures = {}
     tensors: dict[str, Tensor] = {}
     for net, accuracy in (("dense", 0.9746), ("conv", 0.9917)):
-        log = [
-            {"step": step, "loss": 3136.286377 / step, "accuracy": 0.9 + step / 4000}
-            for step in (100, 200, 300)
-        ]
+        log = [{"step": step, "loss": 3136.286377 / step, "accuracy": 0.9 + step / 4000} for step in (100, 200, 300)]
         figures[net] = {
             "parameters": 109386,
             "steps": 300,

@@ -130,9 +130,7 @@ def test_the_head_shows_the_deciding_figures(full: str) -> None:
 
 def test_nothing_is_asked_from_outside(full: str) -> None:
     page = Page(full)
-    links = [
-        link for key in ("src", "href", "xlink:href", "srcset", "data", "action") for link in page.all(key)
-    ]
+    links = [link for key in ("src", "href", "xlink:href", "srcset", "data", "action") for link in page.all(key)]
     assert links
     assert all(link.startswith(("data:", "#")) for link in links)
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", full))

@@ -39,9 +39,7 @@ def test_a_confidence_is_rounded_down(sure: float | None, words: str) -> None:
     assert wording.confidence(sure) == words
 
 
-@pytest.mark.parametrize(
-    ("sure", "words"), [(0.9999, "99 %"), (1.0, "99 %"), (0.71, "71 %"), (0.004, "< 1 %")]
-)
+@pytest.mark.parametrize(("sure", "words"), [(0.9999, "99 %"), (1.0, "99 %"), (0.71, "71 %"), (0.004, "< 1 %")])
 def test_a_tile_has_room_for_little(sure: float, words: str) -> None:
     assert wording.brief_confidence(sure) == words
 

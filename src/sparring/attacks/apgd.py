@@ -12,7 +12,6 @@ from sparring.core.attack import Observation, State
 from sparring.core.batch import Batch, per_row
 from sparring.core.losses import named
 from sparring.core.model import Access
-from sparring.core.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,14 @@ class APGD:
         """Start at a random legal point, or at the clean image, with a step of twice eps."""
         x = batch.threat.sample(batch.x, batch.key) if self.random_start else batch.x
         zero = torch.zeros_like(batch.y)
-        never = torch.full_like(zero, -torch.inf, dtype=torch.float32)
+        never = torch.full_like(zero, -torch.inf, dtype=torch.float64)
         return APGDState(
             x=x,
             done=torch.zeros_like(batch.targeted),
             k=zero,
             previous=x,
             value=never,
-            size=torch.full_like(never, 2 * batch.threat.eps),
+            size=torch.full_like(zero, 2 * batch.threat.eps, dtype=batch.x.dtype),
             best=x,
             best_gradient=torch.zeros_like(x),
             best_value=never,
@@ -80,9 +79,9 @@ class APGD:
     def step(self, batch: Batch, state: APGDState, seen: Observation) -> APGDState:
         """Keep the best, halve the step at a checkpoint if need be, and move on."""
         value, gradient = seen.value_and_grad(named(self.loss))
-        state = self._remember(state, value, gradient)
+        state = self._remember(state, value.double(), gradient)
         state, x, gradient = self._checkpoint(state, gradient)
-        nearby = self._move(batch.threat, batch.x, x, gradient, state)
+        nearby = self._move(batch, x, gradient, state)
         k = state.k + 1
         return replace(state, x=nearby, previous=x, k=k, done=k >= self.steps)
 
@@ -123,8 +122,8 @@ class APGD:
         rows = per_row(halve, state.x)
         return after, torch.where(rows, state.best, state.x), torch.where(rows, state.best_gradient, gradient)
 
-    def _move(self, threat: Threat, x0: Tensor, x: Tensor, gradient: Tensor, state: APGDState) -> Tensor:
+    def _move(self, batch: Batch, x: Tensor, gradient: Tensor, state: APGDState) -> Tensor:
         """Equations 3 and 4: a projected step, mixed with the last move; the first step has no last move."""
-        ahead = threat.project(x + per_row(state.size, x) * threat.steepest(gradient), x0)
+        ahead = batch.project(x + per_row(state.size, x) * batch.threat.steepest(gradient))
         share = per_row(torch.where(state.k > 0, self.momentum, 1.0), x)
-        return threat.project(x + share * (ahead - x) + (1 - share) * (x - state.previous), x0)
+        return batch.project(x + share * (ahead - x) + (1 - share) * (x - state.previous))

@@ -60,6 +60,6 @@ class DDN:
         factor = torch.where(seen.adversarial, 1 - self.gamma, 1 + self.gamma)
         radius = torch.where(state.k > 0, state.radius * factor, state.radius)
         length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
-        x = batch.threat.project(batch.x + delta * per_row(radius / length, delta), batch.x)
+        x = batch.project(batch.x + delta * per_row(radius / length, delta))
         k = state.k + 1
         return replace(state, x=x, k=k, radius=radius, done=k >= self.steps)

@@ -35,4 +35,4 @@ class FGSM:
         """Step once, as far as the threat model allows."""
         _, gradient = seen.value_and_grad(named(self.loss))
         x = batch.x + batch.threat.eps * batch.threat.steepest(gradient)
-        return replace(state, x=batch.threat.project(x, batch.x), done=torch.ones_like(state.done))
+        return replace(state, x=batch.project(x), done=torch.ones_like(state.done))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sparring.core.errors import UsageError
 from sparring.core.files import write_atomic
+from sparring.core.plan import check_same
 
 SCHEMA = 1
 
@@ -39,11 +40,12 @@ class Run:
 
     @classmethod
     def create(cls, out: Path | None, slug: str, plan: Mapping[str, Any]) -> Run:
-        """A new run at `out`, or at `runs/<time>-<slug>` when `out` is None."""
+        """A run at `out`, or at `runs/<time>-<slug>` when `out` is None; `out` may hold a run of the same plan."""
         path = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}"
-        write_json(path / "plan.json", {"schema": SCHEMA, "kind": slug, **plan})
-        for stale in (path / "evidence").glob("*"):
-            stale.unlink()
+        wanted = {"schema": SCHEMA, "kind": slug, **json.loads(json.dumps(plan))}
+        if (path / "plan.json").is_file():
+            check_same(path, wanted, json.loads((path / "plan.json").read_text()))
+        write_json(path / "plan.json", wanted)
         run = cls(path)
         run.event("start", kind=slug)
         return run

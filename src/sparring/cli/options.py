@@ -19,7 +19,8 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder for the run [def
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output, logs on standard error.")
 ]
-Norm = Annotated[str, typer.Option("--norm", help="linf, l2, l1, l0 or unbounded.")]
+NORMS = "linf, l2, l1, l0 or unbounded"
+Norm = Annotated[str, typer.Option("--norm", help=f"{NORMS}.")]
 Eps = Annotated[float | None, typer.Option("--eps", help="Radius, in the units of the input.")]
 
 
@@ -35,6 +36,8 @@ def device(name: str) -> str:
 def radius(norm: str, eps: float | None) -> float:
     """`eps`, which every norm but `unbounded` needs."""
     if norm == "unbounded":
+        if eps is not None:
+            raise UsageError(f"expected no --eps without a bound, got {eps}; name a --norm, or leave --eps out")
         return 0.0
     if eps is None:
         raise UsageError(f"expected --eps for norm {norm}; such as --eps 0.3 on MNIST")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -39,10 +41,28 @@ class Batch(Rows):
     key: Tensor  # (n,) int64: noise keys, see `noise.keys`
     threat: Threat
 
-    @property
+    @cached_property
     def targeted(self) -> Tensor:
         """(n,) bool: does the row have a class to reach?"""
         return self.target >= 0
+
+    @cached_property
+    def label(self) -> Tensor:
+        """(n,) int64: the class to reach, or else the true one, which is to be left."""
+        return torch.where(self.targeted, self.target, self.y)
+
+    @cached_property
+    def sign(self) -> Tensor:
+        """(n,) float32: 1 where the label is to be reached, -1 where it is to be left."""
+        return self.targeted.float() * 2 - 1
+
+    @cached_property
+    def _box(self) -> tuple[Tensor, Tensor] | None:
+        return self.threat.box(self.x)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The legal points that stand for `x` (n, c, h, w), as the threat model has it."""
+        return self.threat.project(x, self.x) if self._box is None else torch.clamp(x, *self._box)
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:

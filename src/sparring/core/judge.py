@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sparring.core.batch import Batch
@@ -36,9 +35,9 @@ class Judge:
     def fooled(self, batch: Batch, prediction: Prediction) -> Tensor:
         """(n,) bool: does the model answer as the attacker wants, wherever the point lies?"""
         labels, logits = prediction.labels, prediction.logits
-        targeted = batch.targeted & (not self.any_wrong)
-        hit = torch.where(targeted, labels == batch.target, labels != batch.y)
-        if logits is not None and not logits.isfinite().all():
+        hit = labels != batch.y if self.any_wrong else (labels == batch.label) == batch.targeted
+        # The sum is finite unless an entry is not, or the entries are huge: it spares the full look.
+        if logits is not None and not logits.sum().isfinite() and not logits.isfinite().all():
             row = int((~logits.isfinite().all(1)).nonzero()[0])
             raise ModelError(f"expected finite logits, got {logits[row].tolist()}; check the model on that image")
         if self.confidence:

@@ -19,9 +19,7 @@ Loss = Callable[[Tensor, Batch], Tensor]
 
 
 def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The class each row is about, (n, 1), and +1 where it is to be reached or -1 to be left, (n,)."""
-    targeted = batch.targeted
-    return torch.where(targeted, batch.target, batch.y)[:, None], targeted.float() * 2 - 1
+    return batch.label[:, None], batch.sign
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:

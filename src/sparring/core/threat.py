@@ -57,6 +57,10 @@ class Threat(ABC):
     def sample(self, x0: Tensor, key: Tensor, stream: int = 0) -> Tensor:
         """A random legal point for each row, drawn from its noise key."""
 
+    def box(self, x0: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The least and largest legal value of every pixel around `x0`, where these say it all; else None."""
+        return None
+
     def distance(self, x: Tensor, x0: Tensor) -> Tensor:
         """(n,) float64 distances between `x` and `x0`."""
         return self.length((x.double() - x0.double()).flatten(1))
@@ -94,7 +98,8 @@ def _unit(gradient: Tensor) -> Tensor:
     """`gradient` over its L2 norm, scaled first so that tiny gradients keep their direction."""
     flat = gradient.flatten(1)
     flat = flat / flat.abs().amax(1, keepdim=True).clamp_min(1e-38)
-    return (flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)).view_as(gradient)
+    length = flat.square().sum(1, keepdim=True).sqrt()
+    return (flat / length.clamp_min(1e-12)).view_as(gradient)
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
@@ -114,7 +119,11 @@ class Linf(Threat):
 
     def project(self, x: Tensor, x0: Tensor) -> Tensor:
         """The nearest legal points (exact in every norm)."""
-        return torch.clamp(x, x0 - self.eps, x0 + self.eps).clamp_(*self.bounds)
+        return torch.clamp(x, *self.box(x0))
+
+    def box(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """The cube and the bounds together."""
+        return self.clip(x0 - self.eps), self.clip(x0 + self.eps)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The sign of the gradient."""
@@ -201,7 +210,11 @@ class L1(Threat):
             middle = (below + above) / 2
             fits = shrunk(middle).abs().sum(1, keepdim=True) <= self.eps
             below, above = torch.where(fits, below, middle), torch.where(fits, middle, above)
-        return self.clip((origin + shrunk(torch.where(free, 0.0, above))).to(x.dtype).view_as(x))
+        change = shrunk(torch.where(free, 0.0, above))
+        near = (origin + change).to(x.dtype)
+        # Rounding moves each of many pixels a little, and those add up: never round away from x0.
+        away = (near.double() - origin).abs() > change.abs()
+        return self.clip(torch.where(away, near.nextafter(x0.flatten(1)), near).view_as(x))
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """Equal steps on the 1 % of features with the largest gradient (SLIDE: Tramer and Boneh 2019)."""

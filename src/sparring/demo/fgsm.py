@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from sparring.attacks.fgsm import FGSM
-from sparring.core.model import Access
 from sparring.core.threat import Linf
 from sparring.demo.stage import Stage, rounded, to_bytes
 
@@ -17,13 +16,11 @@ def tell(stage: Stage) -> None:
     rows, threat = stage.rows, Linf(stage.scale.small)
     outcome = stage.attack("conv", FGSM(), threat, rows)
     fell = (outcome.found & ~outcome.clean).nonzero().squeeze(1)[:SHOWN]
-    clean = stage.model("conv").query(rows.x.to(stage.device), Access.SCORE)
-    confidence = torch.softmax(clean.logits.double(), 1).amax(1) if clean.logits is not None else None
     shown = [
         {
             "label": int(rows.y[i]),
-            "prediction": int(clean.labels[i]),
-            "confidence": None if confidence is None else rounded(float(confidence[i])),
+            "prediction": int(outcome.clean_label[i]),
+            "confidence": rounded(float(outcome.clean_confidence[i])),
             "adversarial_prediction": int(outcome.label[i]),
             "adversarial_confidence": rounded(float(outcome.confidence[i])),
         }

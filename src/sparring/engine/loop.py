@@ -62,25 +62,13 @@ def run(
     width = width or widths.automatic(x[0])
     rows = Batch(x, y, goal[:, 0], noise.keys(seed, sample, torch.zeros_like(sample)), threat)
 
-    clean, label, score = replay(model, judge, rows, x, width)
+    clean, clean_label, clean_score = replay(model, judge, rows, x, width)
     ledger = Ledger(threat, x)
     table = torch.where(~clean)[0]
     if len(table):
         ranks = restarts * goal.shape[1]
         Loop(
-            model,
-            attack,
-            judge,
-            rows,
-            goal,
-            sample,
-            ledger,
-            table,
-            ranks,
-            seed,
-            eight_bit,
-            width,
-            on_progress,
+            model, attack, judge, rows, goal, sample, ledger, table, ranks, seed, eight_bit, width, on_progress
         ).run()
     found, label, score = replay(model, judge, rows, ledger.best, width)
     return Outcome(
@@ -90,6 +78,8 @@ def run(
         moved=ledger.found & ~found,
         best=ledger.best,
         distance=threat.distance(ledger.best, x),
+        clean_label=clean_label,
+        clean_confidence=clean_score,
         label=label,
         confidence=score,
         forward=ledger.forward,
@@ -99,6 +89,16 @@ def run(
 
 def replay(model: Model, judge: Judge, rows: Batch, points: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Judge `points` (n, ...), one query each at a padded width: (n,) hits, labels and confidences."""
+    while True:
+        try:
+            return _replay(model, judge, rows, points, width)
+        except RuntimeError as error:
+            if width == 1 or not widths.out_of_memory(error):
+                raise
+        width //= 2
+
+
+def _replay(model: Model, judge: Judge, rows: Batch, points: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     hits, labels, scores = [], [], []
     access = min(model.access, Access.SCORE)
     for start in range(0, len(points), width):
@@ -170,14 +170,11 @@ class Loop:
         goes = leaving.tolist()
         self._note(x, hit)
         if any(goes):
-            stays = self.live & ~over
             self._say_goodbye(x, [seat for seat, gone in enumerate(goes) if gone], hit)
-        else:
-            stays = self.live
         if self.scheduler.seated:
             seen = Observation(batch, answer, hit, self.attack.needs)
             self.state = self.attack.step(batch, state, seen)
-            self.ledger.backward.index_add_(0, self.row, stays.long() * seen.backward_passes)
+            self.ledger.backward.index_add_(0, self.row, self.live.long() * seen.backward_passes)
 
     def _note(self, x: Tensor, hit: Tensor) -> None:
         """Enter the live rows' adversarial points."""
@@ -202,8 +199,7 @@ class Loop:
         self.live = torch.zeros_like(self.live)
         self.live[torch.tensor(list(self.scheduler.seated), dtype=torch.int64, device=self.live.device)] = True
         if self.on_progress:
-            settled = len(self.open_rows) - len({case.row for case in self.scheduler.seated.values()})
-            self.on_progress(settled, len(self.open_rows))
+            self.on_progress(self.scheduler.settled, len(self.open_rows))
 
     def _refill(self) -> None:
         """Seat waiting cases; when none is left, move together if the model's bits allow."""

@@ -21,6 +21,8 @@ class Outcome(Rows):
     moved: Tensor  # (n,) bool: found, but not confirmed: rounding alone decides there
     best: Tensor  # (n, c, h, w) the adversarial image; where none was found, the last point of the first try
     distance: Tensor  # (n,) float64 from the clean image, in the norm of the threat model
+    clean_label: Tensor  # (n,) int64: what the model says of the untouched image
+    clean_confidence: Tensor  # (n,) float64: and with which probability
     label: Tensor  # (n,) int64: what the model says of `best`
     confidence: Tensor  # (n,) float64: and with which probability; NaN from a model that gives labels only
     forward: Tensor  # (n,) int64 forward passes spent on the row

@@ -9,7 +9,6 @@ succeeds is the one that counts: so the outcome does not depend on how many seat
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -29,6 +28,9 @@ class Scheduler:
         self._free = list(range(seats - 1, -1, -1))
         self._limit = [ranks] * rows  # ranks from here on are cancelled
         self._sitting: list[set[int]] = [set() for _ in range(rows)]
+        self._ended: list[set[int]] = [set() for _ in range(rows)]  # ranks that had their turn
+        self._closed = [False] * rows
+        self.settled = 0  # rows whose verdict can no longer change
         self.seated: dict[int, Case] = {}
 
     @property
@@ -61,6 +63,10 @@ class Scheduler:
         case = self.seated.pop(seat)
         self._sitting[case.row].remove(seat)
         self._free.append(seat)
+        self._ended[case.row].add(case.rank)
+        if not self._closed[case.row] and all(r in self._ended[case.row] for r in range(self._limit[case.row])):
+            self._closed[case.row] = True
+            self.settled += 1
 
     def succeed(self, seat: int) -> None:
         """The case in `seat` broke its row: it leaves, and so do the row's cases of higher rank."""
@@ -84,7 +90,3 @@ class Scheduler:
         self._again.extendleft(self.seated[seat] for seat in sorted(self.seated, reverse=True))
         self.seated, self._sitting = {}, [set() for _ in range(self._rows)]
         self._free = list(range(seats - 1, -1, -1))
-
-    def rows_of(self, seats: Iterable[int]) -> list[int]:
-        """The data row in each of these seats."""
-        return [self.seated[seat].row for seat in seats]

@@ -24,6 +24,7 @@ from sparring.core import noise
 from sparring.core.defense import Defense, Moment
 from sparring.core.errors import UsageError
 from sparring.core.files import write_atomic
+from sparring.core.plan import check_same
 from sparring.data.images import Dataset, Images
 from sparring.models.checkpoint import Checkpoint, open_checkpoint, store
 from sparring.models.nets import build
@@ -114,7 +115,7 @@ def fit(
     wanted, say = plan(settings, data, defense), on_line or (lambda line: None)
     if path.is_file() and path.with_suffix(".json").is_file():
         done = open_checkpoint(path)
-        _refuse_other(path, wanted, done.card["plan"])
+        check_same(path, wanted, done.card["plan"])
         for entry in done.card["log"]:
             say(Line(**entry))
         return replace(done, net=done.net.to(device))
@@ -137,16 +138,6 @@ def fit(
     checkpoint = store(path, run.net.cpu().eval(), card)
     run.partial.unlink(missing_ok=True)
     return replace(checkpoint, net=checkpoint.net.to(device))
-
-
-def _refuse_other(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    different = [k for k in sorted(wanted | found) if wanted.get(k) != found.get(k)]
-    if different:
-        first = different[0]
-        raise UsageError(
-            f"{path} was trained with another {', '.join(different)} ({first}: {found.get(first)!r}, "
-            f"now {wanted.get(first)!r}); choose another --out"
-        )
 
 
 class _Run:
@@ -215,7 +206,7 @@ class _Run:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         except (SafetensorError, ValueError, KeyError) as error:
             raise UsageError(f"{self.partial}: damaged ({error}); remove it to start anew") from error
-        _refuse_other(self.partial, self.wanted, note["plan"])
+        check_same(self.partial, self.wanted, note["plan"])
         self.net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
         frame = self.optimiser.state_dict()
         frame["state"] = {}

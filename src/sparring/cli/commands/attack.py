@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -16,7 +17,7 @@ from sparring.cli.show import Show, figure, percent
 from sparring.core.attack import Attack
 from sparring.core.errors import UsageError
 from sparring.core.judge import Judge
-from sparring.core.threat import Threat, threat
+from sparring.core.threat import Threat, Unbounded, threat
 from sparring.data import Images, load
 from sparring.demo.compare import entry
 from sparring.demo.stage import rounded, to_bytes
@@ -32,7 +33,9 @@ def command(
     model: Annotated[str, typer.Argument(help="A checkpoint, file.py:function or package.module:function.")],
     attack: Annotated[list[str], typer.Option("--attack", help="Such as pgd:steps=10; may be repeated.")],
     data: options.Data = None,
-    norm: options.Norm = "linf",
+    norm: Annotated[
+        str | None, typer.Option("--norm", help=f"{options.NORMS} [default: the attack's first].")
+    ] = None,
     eps: options.Eps = None,
     target: Annotated[str | None, typer.Option("--target", help="A class number, or next.")] = None,
     confidence: Annotated[float, typer.Option("--confidence", help="What the model must give its answer.")] = 0.0,
@@ -51,7 +54,7 @@ def command(
     """Attack MODEL on the test images of --data; every image found is stored and judged again."""
     show, where = Show(json), options.device(device)
     chosen: dict[str, Attack] = {text: catalog.attack(text) for text in attack}
-    model_threat = threat(norm, options.radius(norm, eps))
+    limits = _threat(norm, eps, list(chosen.values()))
     victim = open_model(model, where)
     spec = data or victim.card.get("data")
     if spec is None:
@@ -60,39 +63,44 @@ def command(
     goal = _goal(target, images, any(a.needs_target for a in chosen.values()))
     settings = {
         "attacks": {text: repr(a) for text, a in chosen.items()},
-        "restarts": restarts,
+        "threat": limits.describe(),
         "target": target,
-    }
-    settings |= {
-        "threat": model_threat.describe(),
         "confidence": confidence,
+        "restarts": restarts,
         "eight_bit": eight_bit,
         "width": width,
     }
     run = Run.create(out, "attack", _plan(victim, images, settings, seed, where))
+    call = partial(
+        run_attack,
+        victim.model,
+        threat=limits,
+        x=images.x.to(where),
+        y=images.y.to(where),
+        sample=images.ids.to(where),
+        targets=None if goal is None else goal.to(where)[:, None],
+        restarts=restarts,
+        seed=seed,
+        judge=Judge(confidence),
+        eight_bit=eight_bit,
+        width=width,
+    )
     entries, outcomes = [], []
     with show.progress():
         for text, method in chosen.items():
             begin = time.perf_counter()
-            outcome = run_attack(
-                victim.model,
-                method,
-                model_threat,
-                images.x.to(where),
-                images.y.to(where),
-                sample=images.ids.to(where),
-                targets=None if goal is None else goal.to(where)[:, None],
-                restarts=restarts,
-                seed=seed,
-                judge=Judge(confidence),
-                eight_bit=eight_bit,
-                width=width,
-                on_progress=lambda done, of, text=text: show.tick(text, done, of),  # type: ignore[misc]  # bound now
-            )
+            outcomes.append(call(method, on_progress=partial(show.tick, text)))
             seconds = time.perf_counter() - begin
-            entries.append(entry(text, method, model_threat, outcome, images.x.to(where), seconds))
-            outcomes.append(outcome)
-    _finish(show, run, victim, images, model_threat, entries, outcomes)
+            entries.append(entry(text, method, limits, outcomes[-1], images.x.to(where), seconds))
+    _finish(show, run, victim, images, limits, goal is not None, entries, outcomes)
+
+
+def _threat(norm: str | None, eps: float | None, attacks: list[Attack]) -> Threat:
+    """What was asked for, or else what the first attack works in: without --eps, no bound if it needs none."""
+    if norm is None:
+        free = eps is None and all(Unbounded.norm in attack.norms for attack in attacks)
+        norm = Unbounded.norm if free else attacks[0].norms[0]
+    return threat(norm, options.radius(norm, eps))
 
 
 def _goal(target: str | None, images: Images, needed: bool) -> torch.Tensor | None:
@@ -127,6 +135,7 @@ def _finish(
     victim: Named,
     images: Images,
     limits: Threat,
+    targeted: bool,
     entries: list[dict[str, Any]],
     outcomes: list[Outcome],
 ) -> None:
@@ -136,8 +145,9 @@ def _finish(
         "model": victim.name,
         "data": images.name,
         "threat": limits.describe(),
-        "clean_accuracy": rounded(1 - outcomes[0].clean.double().mean().item()),
-        "worst_case_accuracy": rounded(1 - found.double().mean().item()),
+        "clean_accuracy": rounded((outcomes[0].clean_label.cpu() == images.y).double().mean().item()),
+        "targeted": targeted,
+        "worst_case_accuracy": None if targeted else rounded(1 - found.double().mean().item()),
         "attacks": entries,
     }
     best = outcomes[max(range(len(entries)), key=lambda i: entries[i]["success"] or 0.0)]
@@ -146,7 +156,8 @@ def _finish(
     figures["shown"] = [
         {
             "label": int(images.y[i]),
-            "prediction": int(images.y[i]),
+            "prediction": int(best.clean_label[i]),
+            "confidence": rounded(float(best.clean_confidence[i])),
             "adversarial_prediction": int(best.label[i]),
             "adversarial_confidence": rounded(float(best.confidence[i])),
             "distance": rounded(float(best.distance[i])),
@@ -179,6 +190,7 @@ def _finish(
             for e in entries
         ],
     )
-    show.say(f"accuracy under the worst of them, an upper bound: {percent(figures['worst_case_accuracy'])}")
+    if not targeted:
+        show.say(f"accuracy under the worst of them, an upper bound: {percent(figures['worst_case_accuracy'])}")
     show.say(f"report: {report}")
     show.result(figures | {"report": str(report), "run": str(run.path)})

@@ -63,7 +63,7 @@ def _tables(show: Show, figures: dict[str, Any]) -> None:
         ["the same, improved", f"{improved['reached']} of {improved['pairs']}"],
         ["mean L2, improved", figure(improved["mean_l2"])],
         [
-            f"mean L2 on the {named['both_pairs']} pairs that both get named at all",
+            f"mean L2 where both get named at all ({named['both_pairs']} pairs)",
             f"{figure(named['classic_mean_l2'])} classic, {figure(named['improved_mean_l2'])} improved",
         ],
     ]
@@ -89,6 +89,7 @@ def _tables(show: Show, figures: dict[str, Any]) -> None:
     grid = list(models["madry"]["robust"])
     show.table(
         "Accuracy under attack (an upper bound on robust accuracy)",
-        ["eps", "clean", *grid],
-        [[name, percent(m["clean"]), *(percent(m["robust"][eps], 1) for eps in grid)] for name, m in models.items()],
+        ["eps", *models],
+        [["clean", *(percent(m["clean"], 1) for m in models.values())]]
+        + [[eps, *(percent(m["robust"][eps], 1) for m in models.values())] for eps in grid],
     )
