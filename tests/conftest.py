@@ -7,6 +7,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from sparring.core.threat import L2
+
 torch.set_num_threads(1)
 
 
@@ -16,6 +18,18 @@ def digits() -> tuple[Tensor, Tensor]:
     bunch = load_digits()
     x = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
     return x, torch.tensor(bunch.target, dtype=torch.int64)
+
+
+@pytest.fixture
+def scaled_then_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The L2 projection that others use, so that the rest of an attack can be compared with theirs."""
+
+    def project(self: L2, x: Tensor, x0: Tensor) -> Tensor:
+        delta = x - x0
+        length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1).clamp_min(1e-12)
+        return (x0 + delta * (self.eps / length).clamp_max(1.0)).clamp(*self.bounds)
+
+    monkeypatch.setattr(L2, "project", project)
 
 
 @pytest.fixture(scope="session")

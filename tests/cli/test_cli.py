@@ -89,21 +89,9 @@ def test_attack_a_checkpoint(folder, tmp_path):
 
 
 def test_attack_a_function(folder, tmp_path):
-    words = (
-        "--attack",
-        "fgsm",
-        "--data",
-        "digits",
-        "--eps",
-        "0.1",
-        "--limit",
-        "5",
-        "--out",
-        tmp_path / "r",
-        "--json",
-    )
-    by_file = run("attack", f"{folder / 'net.py'}:linear", *words)
-    by_name = run("attack", "net:linear", *words, cwd=folder)
+    words = ("--attack", "fgsm", "--data", "digits", "--eps", "0.1", "--limit", "5", "--json", "--out")
+    by_file = run("attack", f"{folder / 'net.py'}:linear", *words, tmp_path / "a")
+    by_name = run("attack", "net:linear", *words, tmp_path / "b", cwd=folder)
     assert by_file.returncode == by_name.returncode == 0, by_file.stderr + by_name.stderr
     a, b = (json.loads(done.stdout)["attacks"][0] for done in (by_file, by_name))
     assert a["success"] == b["success"]

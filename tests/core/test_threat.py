@@ -239,6 +239,25 @@ def test_distances_by_hand():
         assert threat(norm, 9.0).distance(x, x0).dtype == torch.float64
 
 
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 10**6), eps=st.floats(0.05, 3), size=st.integers(1, 60), far=st.floats(0.1, 5))
+def test_l2_projection_lies_between_the_usual_and_the_nearest(seed, eps, size, far):
+    """No farther than scaled and clipped; no nearer than the KKT point clip(x0 + t (x - x0)), t by bisection."""
+    key = rows(1, seed)
+    x0 = noise.uniform(key, (1, 1, size)).double()
+    x = x0 + far * noise.normal(key, (1, 1, size), 1)
+    move = x - x0
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        t = (low + high) / 2
+        fits = float(((x0 + t * move).clamp(0, 1) - x0).norm()) <= eps
+        low, high = (t, high) if fits else (low, t)
+    nearest = float(((x0 + high * move).clamp(0, 1) - x).norm())
+    usual = float(((x0 + move * min(1.0, eps / float(move.norm()))).clamp(0, 1) - x).norm())
+    got = float((L2(eps).project(x.float(), x0.float()) - x).norm())
+    assert nearest - 1e-4 <= got <= usual + 1e-4
+
+
 @pytest.mark.parametrize("value", [0.55, 0.9, 0.1])
 def test_l1_rounding_does_not_add_up(value):
     """784 equal changes, each rounded the same way, once summed to 20 times the slack."""

@@ -8,7 +8,8 @@ Known ways in which AutoAttack's code (and the pyautoattack package, which carri
 * At the first checkpoint its count of rises compares the first loss with 0 (an empty cell of a table),
   not with the loss at the start; ours compares with the start.
 
-So trajectories may part at the first checkpoint; before it they must be the same.
+Both scale onto the L2 ball and then clip, where ours finds the nearest point; here ours is told to do as they
+do. So trajectories may part at the first checkpoint; before it they must be the same.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sparring.core.threat import L2, Linf, Threat
 from sparring.engine.loop import run
 from sparring.models.torch import TorchModel
 
+pytestmark = pytest.mark.usefixtures("scaled_then_clipped")
 Rows = tuple[Tensor, Tensor]
 EPS = {"linf": 0.07, "l2": 0.5}
 LIMITS = {"linf": Linf(EPS["linf"]), "l2": L2(EPS["l2"])}
@@ -51,7 +53,7 @@ def play(net: nn.Module, limit: Threat, attack: APGD, x: Tensor, y: Tensor) -> t
 
 def value_and_gradient(net: nn.Module, x: Tensor, y: int) -> tuple[float, Tensor]:
     leaf = x.clone().requires_grad_()
-    loss = nn.functional.cross_entropy(net(leaf), torch.tensor([y]))
+    loss = nn.functional.cross_entropy(net(leaf).double(), torch.tensor([y]))
     return float(loss.detach()), torch.autograd.grad(loss, leaf)[0]
 
 
@@ -129,7 +131,7 @@ def reference(net: nn.Module, norm: str, steps: int, x: Tensor, y: Tensor, loss:
     )
     theirs.init_hyperparam(x)
     asked = []
-    theirs.model = lambda z: (asked.append(z.detach().clone()), net(z))[1]
+    theirs.model = lambda z: (asked.append(z.detach().clone()), net(z).double())[1]
     _, _, best_loss, _ = theirs.attack_single_run(x, y, x_init=x)
     return torch.stack(asked), best_loss
 
@@ -153,7 +155,9 @@ def test_the_best_loss_is_as_good_as_autoattacks(norm, loss, net, rows):
     x, y = rows
     _, theirs = reference(net, norm, 100, x, y, {"cross_entropy": "ce", "dlr": "dlr"}[loss])
     _, ours = play(net, LIMITS[norm], APGD(steps=101, random_start=False, loss=loss), x, y)
-    assert float(ours.mean()) >= float(theirs.mean()) * (1 - 0.002) - 1e-4
+    # DLR divides by z_1 - z_3, so a near tie makes it huge: past 1 the row is broken, and more says nothing.
+    ours, theirs = (values.clamp_max(1.0) if loss == "dlr" else values for values in (ours, theirs))
+    assert float(ours.mean()) >= float(theirs.mean()) - 0.002 * abs(float(theirs.mean())) - 1e-4
     scale = theirs.abs().clamp_min(0.05)
     assert float(((theirs - ours) / scale).quantile(0.9)) < 0.02
 

@@ -17,6 +17,7 @@ from sparring.core.threat import L2, Linf, Unbounded
 from sparring.engine.loop import run
 from sparring.models.torch import TorchModel
 
+pytestmark = pytest.mark.usefixtures("scaled_then_clipped")
 Rows = tuple[Tensor, Tensor]
 
 
@@ -30,7 +31,7 @@ def rows(digits: Rows, net: nn.Sequential) -> Rows:
 def gradient(net: nn.Module, x: Tensor, y: int, sign: float = 1.0) -> Tensor:
     """Of the cross-entropy at one image (1, c, h, w)."""
     leaf = x.clone().requires_grad_()
-    loss = sign * nn.functional.cross_entropy(net(leaf), torch.tensor([y]))
+    loss = sign * nn.functional.cross_entropy(net(leaf).double(), torch.tensor([y]))
     return torch.autograd.grad(loss, leaf)[0]
 
 

@@ -22,7 +22,7 @@ class FGSM:
     name: ClassVar[str] = "fgsm"
     version: ClassVar[int] = 1
     needs: ClassVar[Access] = Access.GRADIENT
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     paper: ClassVar[str] = "Goodfellow et al. 2015, arXiv:1412.6572"
     minimizes: ClassVar[bool] = False
     needs_target: ClassVar[bool] = False
@@ -34,5 +34,5 @@ class FGSM:
     def step(self, batch: Batch, state: State, seen: Observation) -> State:
         """Step once, as far as the threat model allows."""
         _, gradient = seen.value_and_grad(named(self.loss))
-        x = batch.x + batch.threat.eps * batch.threat.steepest(gradient)
+        x = batch.x + batch.threat.eps * batch.threat.steepest(gradient, batch.x)
         return replace(state, x=batch.project(x), done=torch.ones_like(state.done))

@@ -50,6 +50,6 @@ class PGD:
         """Climb one step."""
         _, gradient = seen.value_and_grad(named(self.loss))
         size = 2.5 * batch.threat.eps / self.steps if self.step_size is None else self.step_size
-        x = batch.project(torch.add(state.x, batch.threat.steepest(gradient), alpha=size))
+        x = batch.project(torch.add(state.x, batch.threat.steepest(gradient, state.x), alpha=size))
         k = state.k + 1
         return replace(state, x=x, k=k, done=k >= self.steps)

@@ -20,6 +20,7 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output, logs on standard error.")
 ]
 NORMS = "linf, l2, l1, l0 or unbounded"
+Width = Annotated[int | None, typer.Option("--width", min=1, help="Rows a model call [default: automatic].")]
 Norm = Annotated[str, typer.Option("--norm", help=f"{NORMS}.")]
 Eps = Annotated[float | None, typer.Option("--eps", help="Radius, in the units of the input.")]
 

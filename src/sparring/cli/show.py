@@ -87,11 +87,11 @@ class Show:
         if self.json_only:
             typer.echo(json.dumps(value, allow_nan=False))
 
-    def table(self, title: str, head: list[str], rows: list[list[str]]) -> None:
-        """A table of results; the first column is text, the others are figures."""
+    def table(self, title: str, head: list[str], rows: list[list[str]], *, words: bool = False) -> None:
+        """A table of results; the first column is text, the others are figures, or `words`."""
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
         for i, name in enumerate(head):
-            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0)
+            table.add_column(name, justify="left" if i == 0 or words else "right", no_wrap=i == 0, overflow="fold")
         for row in rows:
             table.add_row(*row)
         self.out.print(table)

@@ -50,8 +50,11 @@ class Threat(ABC):
         """The legal points that stand for `x` (n, ...) around `x0`; legal points stay where they are."""
 
     @abstractmethod
-    def steepest(self, gradient: Tensor) -> Tensor:
-        """The step of unit norm that climbs fastest along `gradient` (n, ...); zero where that is zero."""
+    def steepest(self, gradient: Tensor, x: Tensor | None = None) -> Tensor:
+        """The step of unit norm that climbs fastest along `gradient` (n, ...); zero where that is zero.
+
+        Where one feature can use up the whole step, those that cannot move any further from `x` are passed over.
+        """
 
     @abstractmethod
     def sample(self, x0: Tensor, key: Tensor, stream: int = 0) -> Tensor:
@@ -84,6 +87,13 @@ class Threat(ABC):
         inward = torch.where(level > origin, (level + 1e-4).floor(), (level - 1e-4).ceil())
         # `inward` may not cross the origin when that is no level itself; the judge has the last word.
         return torch.where(per_row(out, x), inward, nearest) / 255.0 * (high - low) + low
+
+    def _movable(self, gradient: Tensor, x: Tensor | None) -> Tensor:
+        """`gradient` without the entries that point out of the bounds where `x` already stands on them."""
+        if x is None:
+            return gradient
+        low, high = self.bounds
+        return gradient.masked_fill(((gradient > 0) & (x >= high)) | ((gradient < 0) & (x <= low)), 0.0)
 
     def clip(self, x: Tensor) -> Tensor:
         """`x` with every pixel moved inside the bounds."""
@@ -125,7 +135,7 @@ class Linf(Threat):
         """The cube and the bounds together."""
         return self.clip(x0 - self.eps), self.clip(x0 + self.eps)
 
-    def steepest(self, gradient: Tensor) -> Tensor:
+    def steepest(self, gradient: Tensor, x: Tensor | None = None) -> Tensor:
         """The sign of the gradient."""
         return gradient.sign()
 
@@ -145,12 +155,30 @@ class L2(Threat):
         return delta.square().sum(1).sqrt()
 
     def project(self, x: Tensor, x0: Tensor) -> Tensor:
-        """Scaled back onto the ball, then clipped: always legal, the nearest point where no pixel clips."""
-        delta = (x - x0).flatten(1)
-        scale = (self.eps / delta.norm(dim=1).clamp_min(1e-38)).clamp_max(1.0)
-        return self.clip(x0 + delta.view_as(x) * per_row(scale, x))
+        """The nearest point of ball and box together: clip(x0 + t (x - x0)) for the largest t <= 1 that fits.
 
-    def steepest(self, gradient: Tensor) -> Tensor:
+        t is found from below: with the pixels that clip held fixed, the others are scaled to fill the ball.
+        The rounds are a fixed number, so that a row's result does not hang on its neighbours.
+        """
+        inside = self.clip(x)
+        over = (inside - x0).flatten(1).norm(dim=1) > self.eps
+        if not over.any():
+            return inside
+        origin, delta = x0.flatten(1), (x - x0).flatten(1)
+        low, high = self.bounds[0] - origin, self.bounds[1] - origin
+        square = delta.square()
+        scale = (self.eps / delta.norm(dim=1, keepdim=True).clamp_min(1e-38)).clamp_max(1.0)
+        for _ in range(4):
+            scaled = delta * scale
+            clipped = scaled.clamp(low, high)
+            free = clipped == scaled
+            fixed = clipped.square().masked_fill(free, 0.0).sum(1, keepdim=True)
+            loose = square.masked_fill(~free, 0.0).sum(1, keepdim=True).clamp_min(1e-30)
+            scale = torch.maximum(scale, ((self.eps**2 - fixed).clamp_min(0.0) / loose).sqrt().clamp_max(1.0))
+        nearest = self.clip(x0 + (delta * scale).view_as(x))
+        return torch.where(per_row(over, x), nearest, inside)
+
+    def steepest(self, gradient: Tensor, x: Tensor | None = None) -> Tensor:
         """The gradient over its length."""
         return _unit(gradient)
 
@@ -216,9 +244,9 @@ class L1(Threat):
         away = (near.double() - origin).abs() > change.abs()
         return self.clip(torch.where(away, near.nextafter(x0.flatten(1)), near).view_as(x))
 
-    def steepest(self, gradient: Tensor) -> Tensor:
+    def steepest(self, gradient: Tensor, x: Tensor | None = None) -> Tensor:
         """Equal steps on the 1 % of features with the largest gradient (SLIDE: Tramer and Boneh 2019)."""
-        flat = gradient.flatten(1)
+        flat = self._movable(gradient, x).flatten(1)
         count = max(1, flat.shape[1] // 100)
         return (flat.sign() * _largest(flat.abs(), count) / count).view_as(gradient)
 
@@ -246,9 +274,9 @@ class L0(Threat):
         keep = _largest((clipped - origin).abs(), int(min(self.eps, origin.shape[1])))
         return torch.where(keep, clipped, origin).view_as(x)
 
-    def steepest(self, gradient: Tensor) -> Tensor:
+    def steepest(self, gradient: Tensor, x: Tensor | None = None) -> Tensor:
         """The sign of the gradient on the feature where it is largest."""
-        flat = gradient.flatten(1)
+        flat = self._movable(gradient, x).flatten(1)
         return (flat.sign() * _largest(flat.abs(), 1)).view_as(gradient)
 
     def sample(self, x0: Tensor, key: Tensor, stream: int = 0) -> Tensor:

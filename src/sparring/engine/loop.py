@@ -49,14 +49,7 @@ def run(
     judge = judge or Judge()
     if restarts < 1 or (width is not None and width < 1):
         raise UsageError(f"expected restarts and width of at least 1, got {restarts} and {width}")
-    preflight.check_images(x, model.bounds)
-    classes = preflight.check_model(model, x)
-    preflight.check_labels(y, len(x), classes=classes)
-    preflight.check_attack(model, attack, threat, targets)
-    if targets is not None:
-        preflight.check_labels(targets, len(x), "targets", classes)
-        if targets.shape[1] > 1 and not judge.any_wrong:
-            raise AttackError("expected one target a row; several are for Judge(any_wrong=True)")
+    _check(model, attack, threat, x, y, targets, judge)
     sample = torch.arange(len(x), device=x.device) if sample is None else sample
     goal = torch.full_like(y, -1)[:, None] if targets is None else targets
     width = width or widths.automatic(x[0])
@@ -85,6 +78,19 @@ def run(
         forward=ledger.forward,
         backward=ledger.backward,
     )
+
+
+def _check(
+    model: Model, attack: Attack, threat: Threat, x: Tensor, y: Tensor, targets: Tensor | None, judge: Judge
+) -> None:
+    preflight.check_images(x, model.bounds)
+    classes = preflight.check_model(model, x)
+    preflight.check_labels(y, len(x), classes=classes)
+    preflight.check_attack(model, attack, threat, targets)
+    if targets is not None:
+        preflight.check_labels(targets, len(x), "targets", classes)
+        if targets.shape[1] > 1 and not judge.any_wrong:
+            raise AttackError("expected one target a row; several are for Judge(any_wrong=True)")
 
 
 def replay(model: Model, judge: Judge, rows: Batch, points: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:

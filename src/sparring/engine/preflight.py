@@ -85,5 +85,5 @@ def check_attack(model: Model, attack: Attack, threat: Threat, targets: Tensor |
         )
     if attack.needs_target and targets is None:
         raise AttackError(f"{attack.name} works towards a class; give targets")
-    if targets is not None and targets.dim() != 2:
+    if targets is not None and (targets.dim() != 2 or targets.shape[1] < 1):
         raise AttackError(f"expected targets (n, tries), got {tuple(targets.shape)}")

@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-import sparring
 from sparring.core import noise
 from sparring.core.defense import Defense, Moment
 from sparring.core.errors import UsageError
@@ -235,7 +235,7 @@ class _Run:
             "seed": self.settings.seed,
             "plan": self.wanted,
             "versions": {
-                "sparring": sparring.__version__,
+                "sparring": version("sparring"),
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },

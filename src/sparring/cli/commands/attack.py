@@ -41,9 +41,7 @@ def command(
     confidence: Annotated[float, typer.Option("--confidence", help="What the model must give its answer.")] = 0.0,
     restarts: Annotated[int, typer.Option("--restarts", min=1)] = 1,
     eight_bit: Annotated[bool, typer.Option("--eight-bit", help="Judge images as 8-bit files hold them.")] = False,
-    width: Annotated[
-        int | None, typer.Option("--width", min=1, help="Rows a model call [default: automatic]")
-    ] = None,
+    width: options.Width = None,
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
@@ -56,20 +54,14 @@ def command(
     chosen: dict[str, Attack] = {text: catalog.attack(text) for text in attack}
     limits = _threat(norm, eps, list(chosen.values()))
     victim = open_model(model, where)
-    spec = data or victim.card.get("data")
-    if spec is None:
-        raise UsageError("expected --data: this model's card names no data set")
-    images = load(spec, data_dir, on_status=show.say).test.take(limit)
+    images = load(_data(data, victim), data_dir, on_status=show.say).test.take(limit)
     goal = _goal(target, images, any(a.needs_target for a in chosen.values()))
-    settings = {
+    settings: dict[str, Any] = {
         "attacks": {text: repr(a) for text, a in chosen.items()},
         "threat": limits.describe(),
         "target": target,
-        "confidence": confidence,
-        "restarts": restarts,
-        "eight_bit": eight_bit,
-        "width": width,
     }
+    settings |= {"confidence": confidence, "restarts": restarts, "eight_bit": eight_bit, "width": width}
     run = Run.create(out, "attack", _plan(victim, images, settings, seed, where))
     call = partial(
         run_attack,
@@ -93,6 +85,13 @@ def command(
             seconds = time.perf_counter() - begin
             entries.append(entry(text, method, limits, outcomes[-1], images.x.to(where), seconds))
     _finish(show, run, victim, images, limits, goal is not None, entries, outcomes)
+
+
+def _data(data: str | None, victim: Named) -> str:
+    spec: str | None = data or victim.card.get("data")
+    if spec is None:
+        raise UsageError("expected --data: this model's card names no data set")
+    return spec
 
 
 def _threat(norm: str | None, eps: float | None, attacks: list[Attack]) -> Threat:

@@ -61,11 +61,9 @@ def _first_line(build: Any) -> str:
 
 
 def _table(show: Show, title: str, entries: list[dict[str, Any]]) -> None:
-    head = list(entries[0])
-    show.table(title, head, [[_cell(entry[key]) for key in head] for entry in entries])
+    head = [key for key in entries[0] if key != "options"]
+    show.table(title, head, [[_cell(entry[key]) for key in head] for entry in entries], words=True)
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k}={v}" if v is not None else k for k, v in value.items())
     return ", ".join(value) if isinstance(value, list) else str(value)

@@ -172,6 +172,7 @@ def _distances(run: Run, ways: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
     both = [(first, second) for _, first, second in pairs if first.get("reached") and second.get("reached")]
     shorter = sum(second["l2"] < first["l2"] for first, second in both)
     verdict = f"Of the {len(both)} pairs that both reach, the improved change is the shorter one in {shorter}."
+    verdict = verdict if both else "A pair that stalled has not arrived, so its length is no achievement."
     rows = [
         (
             f"{name(pair[0])} → {name(pair[1])}",
