@@ -26,6 +26,7 @@ from contenders import CLASSES, CONTENDERS, SHAPE, STEPS, Setting
 from sparring.attacks.pgd import PGD
 from sparring.core.threat import Linf
 from sparring.engine.loop import run
+from sparring.engine.process import keep_freed_memory
 from sparring.models.nets import build
 from sparring.models.torch import TorchModel
 
@@ -246,6 +247,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Parse, measure, print."""
+    keep_freed_memory()  # for all contenders alike: without it the bare calls alone take a third longer
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1024, help="images to attack, a multiple of the width")
     parser.add_argument("--width", type=int, default=256, help="rows in one model call")

@@ -251,7 +251,7 @@ def test_widths():
     assert narrower(1, 32) == 4
     assert narrower(9, 12) == 12
     assert narrower(3, 7) == 7
-    assert automatic(torch.zeros(1, 28, 28)) == 128
+    assert automatic(torch.zeros(1, 28, 28)) == 256
     assert automatic(torch.zeros(3, 2000, 2000)) == 4
 
 

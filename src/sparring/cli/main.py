@@ -15,6 +15,7 @@ import sparring
 from sparring.cli import commands
 from sparring.cli.show import error_console
 from sparring.core.errors import SparringError, UsageError, unknown
+from sparring.engine.process import keep_freed_memory
 
 _HELP = "Train an image classifier, attack it, harden it, and say honestly how robust it now is."
 
@@ -48,6 +49,7 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Run, and end with the exit code that fits."""
+    keep_freed_memory()
     try:
         words = [word for word in sys.argv[1:] if not word.startswith("-")]
         if words and sys.argv[1] == words[0] and words[0] not in names():

@@ -49,7 +49,7 @@ class Observation:
         with torch.enable_grad():
             logits = self.logits.detach().requires_grad_()
             values = loss(logits, self._batch)
-            (cotangent,) = torch.autograd.grad(values.sum(), logits)
+            (cotangent,) = torch.autograd.grad(values, logits, torch.ones_like(values))
         self.backward_passes += 1
         return values.detach(), self._prediction.vjp(cotangent, keep=keep)
 

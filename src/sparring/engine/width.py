@@ -16,7 +16,7 @@ NARROWEST = 4
 
 def automatic(row: Tensor) -> int:
     """A width for images like `row` (c, h, w): it fills this machine's caches, not its memory."""
-    budget = 200_000 if row.device.type == "cpu" else 8_000_000
+    budget = 262_144 if row.device.type == "cpu" else 8_000_000
     fits = max(1, budget // max(1, row.numel()))
     return min(512 if row.device.type == "cpu" else 4096, max(NARROWEST, 1 << (fits.bit_length() - 1)))
 

@@ -173,8 +173,17 @@ def _finish(
     run.record("attack", figures, tensors)
     run.write_result()
     report = write_report(run)
+    _table(show, figures)
+    if not targeted:
+        show.say(f"accuracy under the worst of them, an upper bound: {percent(figures['worst_case_accuracy'])}")
+    show.say(f"report: {report}")
+    show.result(figures | {"report": str(report), "run": str(run.path)})
+
+
+def _table(show: Show, figures: dict[str, Any]) -> None:
     show.table(
-        f"{victim.name} on {len(images)} rows of {images.name}: clean accuracy {percent(figures['clean_accuracy'])}",
+        f"{figures['model']} on {figures['rows']} rows of {figures['data']}: "
+        f"clean accuracy {percent(figures['clean_accuracy'])}",
         ["attack", "success", "mean Linf", "mean L2", "confidence", "passes/row", "seconds"],
         [
             [
@@ -183,13 +192,9 @@ def _finish(
                 figure(e["mean_linf"]),
                 figure(e["mean_l2"]),
                 percent(e["confidence"]),
-                figure((e["forward"] + e["backward"]) / len(images), 1),
+                figure((e["forward"] + e["backward"]) / figures["rows"], 1),
                 figure(e["seconds"], 2),
             ]
-            for e in entries
+            for e in figures["attacks"]
         ],
     )
-    if not targeted:
-        show.say(f"accuracy under the worst of them, an upper bound: {percent(figures['worst_case_accuracy'])}")
-    show.say(f"report: {report}")
-    show.result(figures | {"report": str(report), "run": str(run.path)})
