@@ -79,7 +79,8 @@ class Show:
 
     def say(self, text: str) -> None:
         """A line of what is going on, above the bars."""
-        console = self._progress.console if self._progress and self.out is self.err else self.out
+        above = self._progress is not None and (self.json_only or self.out.is_terminal)
+        console = self.err if above else self.out  # rich lifts the bars only for its own console
         console.print(text, highlight=False, markup=False)
 
     def result(self, value: dict[str, Any]) -> None:
