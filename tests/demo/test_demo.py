@@ -65,3 +65,17 @@ def test_scales_fit_the_kind_of_image():
     colour = digits.train.select(torch.arange(2))
     wide = type(colour)("c", torch.zeros(2, 3, 32, 32), colour.y, colour.ids, colour.classes)
     assert Scale.fitting(Dataset("c", wide, wide)).eps == pytest.approx(8 / 255)
+
+
+def test_two_classes_that_the_net_cannot_tell_apart(tmp_path):
+    import torch
+
+    digits = load("digits")
+    few = digits.train.select(torch.arange(12))
+    blank = type(few)("b", few.x * 0, few.y % 2, few.ids, ("0", "1"))
+    scale = Scale(eps=0.2, small=0.1, dense_steps=5, conv_steps=5, hardening_steps=5, rows=4)
+    data = Dataset("b", blank, blank)
+    run = story.open_run(tmp_path / "r", data, scale, 0, "cpu", None)
+    figures, report = story.tell(Stage(data, scale, run))
+    assert figures["targeted"]["improved"]["pairs"] == 2
+    assert report.is_file()

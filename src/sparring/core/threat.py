@@ -101,7 +101,7 @@ class Threat(ABC):
 
     def describe(self) -> str:
         """Such as `linf eps 0.3`."""
-        return f"{self.norm} eps {self.eps:g}"
+        return f"{self.norm} eps {self.eps:.4g}"
 
 
 def _unit(gradient: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def tell(stage: Stage) -> None:
     card = train_one(stage, "madry", Settings("conv", scale.hardening_steps, seed=stage.seed), defense).card
     plain = stage.figures["train"]["conv"]
     cost = (card["seconds"] / card["steps"]) / max(plain["seconds"] / plain["steps"], 1e-9)
-    grid = [round(scale.eps * (i + 1) / (POINTS - 2), 3) for i in range(POINTS)]
+    grid = [round(scale.eps * (i + 1) / (POINTS - 2), 3 if scale.eps > 0.1 else 4) for i in range(POINTS)]
     models = {
         "undefended": _curve(stage, "conv", grid) | {"seconds": plain["seconds"], "training_cost": 1.0},
         "madry": _curve(stage, "madry", grid)

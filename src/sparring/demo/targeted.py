@@ -61,10 +61,14 @@ def _pairs(k: int) -> list[tuple[int, int]]:
 
 
 def _sources(stage: Stage) -> Images:
-    """The first test image of each class that the net gets right."""
+    """The first test image of each class that the net gets right; where it gets none right, the first one."""
     test = stage.data.test
     right = score(stage.nets[NET], test, stage.device).labels == test.y
-    index = [int((right & (test.y == c)).nonzero()[0]) for c in range(len(test.classes))]
+    index = []
+    for c in range(len(test.classes)):
+        wanted = test.y == c
+        best = next((mask for mask in (right & wanted, wanted) if mask.any()), torch.ones_like(wanted))
+        index.append(int(best.nonzero()[0]))
     return test.select(torch.tensor(index))
 
 
