@@ -13,7 +13,7 @@ from sparring.core.attack import Attack, Observation
 from sparring.core.batch import Batch
 from sparring.core.errors import AttackError, UsageError
 from sparring.core.judge import Judge, confidence
-from sparring.core.model import Access, Model
+from sparring.core.model import Access, Model, Prediction
 from sparring.core.threat import Threat
 from sparring.engine import preflight
 from sparring.engine import width as widths
@@ -56,25 +56,29 @@ def run(
     rows = Batch(x, y, goal[:, 0], noise.keys(seed, sample, torch.zeros_like(sample)), threat)
 
     clean, clean_label, clean_score = replay(model, judge, rows, x, width)
-    ledger = Ledger(threat, x)
+    ledger = Ledger(threat, x, clean_label, clean_score)
     table = torch.where(~clean)[0]
     if len(table):
         ranks = restarts * goal.shape[1]
         Loop(
             model, attack, judge, rows, goal, sample, ledger, table, ranks, seed, eight_bit, width, on_progress
         ).run()
-    found, label, score = replay(model, judge, rows, ledger.best, width)
+    confirmed = torch.zeros_like(clean)
+    entered = torch.where(ledger.found)[0]
+    if len(entered):  # judged again from what was stored
+        again = replay(model, judge, rows.take(entered), ledger.best[entered], width)
+        confirmed[entered], ledger.label[entered], ledger.score[entered] = again
     return Outcome(
         sample=sample,
         clean=clean,
-        found=found & (ledger.found | clean),
-        moved=ledger.found & ~found,
+        found=clean | confirmed,
+        moved=ledger.found & ~confirmed,
         best=ledger.best,
         distance=threat.distance(ledger.best, x),
         clean_label=clean_label,
         clean_confidence=clean_score,
-        label=label,
-        confidence=score,
+        label=ledger.label,
+        confidence=ledger.score,
         forward=ledger.forward,
         backward=ledger.backward,
     )
@@ -113,11 +117,15 @@ def _replay(model: Model, judge: Judge, rows: Batch, points: Tensor, width: int)
         answer = model.query(points[index], access)
         hits.append(judge.adversarial(rows.take(index), points[index], answer)[:count])
         labels.append(answer.labels[:count])
-        known = answer.logits is not None
-        scores.append(
-            (confidence(answer) if known else torch.full_like(answer.labels, torch.nan, dtype=torch.float64))[:count]
-        )
+        scores.append(_score(answer)[:count])
     return torch.cat(hits), torch.cat(labels), torch.cat(scores)
+
+
+def _score(answer: Prediction) -> Tensor:
+    """(n,) confidences, NaN where the model gives labels only."""
+    if answer.logits is None:
+        return torch.full_like(answer.labels, torch.nan, dtype=torch.float64)
+    return confidence(answer)
 
 
 class Loop:
@@ -150,6 +158,8 @@ class Loop:
         self.row = torch.zeros(width, dtype=torch.int64, device=rows.x.device)
         self.rank = torch.zeros_like(self.row)
         self.live = torch.zeros_like(self.row, dtype=torch.bool)
+        self.spent = (0, 0)  # forward and backward passes of every seat so far
+        self.since: dict[int, tuple[int, int]] = {}  # what `spent` was when a seat was taken
 
     def run(self) -> None:
         """Take turns until nobody is seated."""
@@ -171,16 +181,15 @@ class Loop:
         answer = self.model.query(x, self.access)
         hit = self.judge.adversarial(batch, x, answer)
         over = state.done if self.attack.minimizes else state.done | hit
-        leaving = self.live & over
-        self.ledger.forward.index_add_(0, self.row, self.live.long())
-        goes = leaving.tolist()
+        self.spent = (self.spent[0] + 1, self.spent[1])
         self._note(x, hit)
-        if any(goes):
-            self._say_goodbye(x, [seat for seat, gone in enumerate(goes) if gone], hit)
+        leaving = (self.live & over).nonzero().squeeze(1)
+        if len(leaving):
+            self._say_goodbye(leaving, x, answer, hit)
         if self.scheduler.seated:
             seen = Observation(batch, answer, hit, self.attack.needs)
             self.state = self.attack.step(batch, state, seen)
-            self.ledger.backward.index_add_(0, self.row, self.live.long() * seen.backward_passes)
+            self.spent = (self.spent[0], self.spent[1] + seen.backward_passes)
 
     def _note(self, x: Tensor, hit: Tensor) -> None:
         """Enter the live rows' adversarial points."""
@@ -188,18 +197,26 @@ class Loop:
         if len(at):
             self.ledger.enter(self.row[at], self.rank[at], x[at], nearest=self.attack.minimizes)
 
-    def _say_goodbye(self, x: Tensor, seats: list[int], hit: Tensor) -> None:
+    def _say_goodbye(self, leaving: Tensor, x: Tensor, answer: Prediction, hit: Tensor) -> None:
         """Free the seats of the cases that are over, and of those that a success cancels."""
-        index = torch.tensor(seats, device=x.device)
-        self.ledger.give_up(self.row[index], self.rank[index], x[index])
-        for seat, won in zip(seats, hit[index].tolist(), strict=True):
+        last = Prediction(answer.labels[leaving], None if answer.logits is None else answer.logits[leaving])
+        self.ledger.give_up(self.row[leaving], self.rank[leaving], x[leaving], last.labels, _score(last))
+        for seat, won in zip(leaving.tolist(), hit[leaving].tolist(), strict=True):
             if seat not in self.scheduler.seated:
                 continue  # cancelled by a sibling a moment ago
             if won and not self.attack.minimizes:
                 self.scheduler.succeed(seat)
             else:
                 self.scheduler.leave(seat)
+        self._charge([seat for seat in self.since if seat not in self.scheduler.seated])
         self._mark_live()
+
+    def _charge(self, seats: list[int]) -> None:
+        """Put what was spent on the cases that sat here on their rows' account."""
+        begun = [self.since.pop(seat) for seat in seats]
+        rows = self.row[torch.tensor(seats, dtype=torch.int64, device=self.row.device)]
+        forward, backward = self.spent
+        self.ledger.charge(rows, [forward - f for f, _ in begun], [backward - b for _, b in begun])
 
     def _mark_live(self) -> None:
         self.live = torch.zeros_like(self.live)
@@ -228,11 +245,13 @@ class Loop:
             self.rows.threat,
         )
         start = self.attack.init(fresh)
-        if self.state is None:  # the first to come pad the empty seats
+        if self.state is None:  # the first to come sit in order, and pad the empty seats
             everywhere = torch.arange(self.width, device=device) % len(seats)
             self.batch, self.state = fresh.take(everywhere), start.take(everywhere)
-        self.batch, self.state = self.batch.put(seats, fresh), self.state.put(seats, start)
+        else:
+            self.batch, self.state = self.batch.put(seats, fresh), self.state.put(seats, start)
         self.row, self.rank = self.row.index_copy(0, seats, row), self.rank.index_copy(0, seats, rank)
+        self.since |= dict.fromkeys(came, self.spent)
         self._mark_live()
 
     def _narrow(self) -> None:
@@ -243,6 +262,7 @@ class Loop:
             self.refused.add(width)
             return
         old = self.scheduler.compact(width)
+        self.since = {new: self.since[seat] for new, seat in enumerate(old)}
         index = torch.tensor(old + old[:1] * (width - len(old)), device=self.row.device)
         self.batch, self.state, self.width = self.batch.take(index), self.state.take(index), width
         self.row, self.rank, self.live = self.row[index], self.rank[index], self.live[index]
@@ -250,6 +270,7 @@ class Loop:
 
     def _start_over(self, width: int) -> None:
         """Too little memory: everybody seated begins again, at half the width."""
+        self._charge(list(self.since))
         self.scheduler.start_over(width)
         self.state, self.width = None, width
         self.row, self.rank, self.live = (

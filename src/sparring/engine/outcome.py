@@ -43,10 +43,10 @@ class Outcome(Rows):
 class Ledger:
     """The best point and the passes of every row while a run goes on."""
 
-    def __init__(self, threat: Threat, x: Tensor) -> None:
+    def __init__(self, threat: Threat, x: Tensor, label: Tensor, score: Tensor) -> None:
         n = len(x)
         self._threat, self._x = threat, x
-        self.best = x.clone()
+        self.best, self.label, self.score = x.clone(), label.clone(), score.clone()
         self.distance = torch.full((n,), torch.inf, dtype=torch.float64, device=x.device)
         self._rank = torch.full((n,), torch.iinfo(torch.int64).max, device=x.device)
         self.forward = torch.zeros(n, dtype=torch.int64, device=x.device)
@@ -68,7 +68,13 @@ class Ledger:
             row, at = row[better], at[better]
             self.best[row], self.distance[row], self._rank[row] = points[at], distance[at], tier
 
-    def give_up(self, rows: Tensor, rank: Tensor, points: Tensor) -> None:
-        """Keep the last point of a row's first try, for as long as nothing better is known."""
+    def give_up(self, rows: Tensor, rank: Tensor, points: Tensor, label: Tensor, score: Tensor) -> None:
+        """Keep the last point of a row's first try and what was said of it, while nothing better is known."""
         keep = (rank == 0) & ~self.found[rows]
-        self.best[rows[keep]] = points[keep]
+        row = rows[keep]
+        self.best[row], self.label[row], self.score[row] = points[keep], label[keep], score[keep]
+
+    def charge(self, rows: Tensor, forward: list[int], backward: list[int]) -> None:
+        """Add the passes of finished cases to their rows (m,)."""
+        self.forward.index_add_(0, rows, torch.tensor(forward, device=rows.device))
+        self.backward.index_add_(0, rows, torch.tensor(backward, device=rows.device))
