@@ -174,6 +174,9 @@ def _finish(
     run.write_result()
     report = write_report(run)
     _table(show, figures)
+    unconfirmed = sum(e["unconfirmed"] for e in entries)
+    if unconfirmed:
+        show.say(f"not counted: {unconfirmed} images that fooled the model once and, judged again, did not: rounding")
     if not targeted:
         show.say(f"accuracy under the worst of them, an upper bound: {percent(figures['worst_case_accuracy'])}")
     show.say(f"report: {report}")
