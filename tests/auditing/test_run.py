@@ -69,3 +69,8 @@ def test_a_folder_takes_its_own_plan_again_and_no_other(tmp_path):
     with pytest.raises(UsageError, match=r"another seed \(seed: 3, now 4\)"):
         Run.create(tmp_path / "r", "demo", {"seed": 4})
     assert Run.open(tmp_path / "r").plan["seed"] == 3
+
+
+def test_another_machine_may_take_a_run_up(tmp_path):
+    Run.create(tmp_path / "r", "demo", {"seed": 3, "hardware": {"cores": 2}})
+    assert Run.create(tmp_path / "r", "demo", {"seed": 3, "hardware": {"cores": 8}}).plan["hardware"] == {"cores": 8}

@@ -11,6 +11,19 @@ from typing import Any
 import torch
 
 import sparring
+from sparring.data.images import Images
+
+
+def common(test: Images, seed: int, device: str) -> dict[str, Any]:
+    """What the plan of every run says: the test images, the seed, the device, versions and hardware."""
+    return {
+        "data_digest": test.digest(),
+        "classes": list(test.classes),
+        "seed": seed,
+        "device": device,
+        "versions": versions(),
+        "hardware": hardware(device),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sparring.auditing.plan import hardware, versions
+from sparring.auditing.plan import common
 from sparring.auditing.run import Run
 from sparring.data.images import Dataset
 from sparring.demo import compare, defend, fgsm, fooling, targeted, train
@@ -33,19 +33,14 @@ def plan(data: Dataset, scale: Scale, seed: int, device: str, limit: int | None)
     """What is asked for."""
     return {
         "data": data.name,
-        "data_digest": data.test.digest(),
         "rows": {"train": len(data.train), "test": len(data.test)},
-        "classes": list(data.test.classes),
-        "seed": seed,
-        "device": device,
         "limit": limit,
         "settings": {
             **vars(scale),
             "hardening": "madry, pgd 7 steps",
             "curve": [repr(a) for a in defend.ATTACKS],
         },
-        "versions": versions(),
-        "hardware": hardware(device),
+        **common(data.test, seed, device),
         "limits": LIMITS,
     }
 

@@ -10,7 +10,7 @@ import torch
 import typer
 
 from sparring import catalog
-from sparring.auditing.plan import hardware, versions
+from sparring.auditing.plan import common
 from sparring.auditing.run import Run
 from sparring.cli import options
 from sparring.cli.show import Show, figure, percent
@@ -117,14 +117,9 @@ def _plan(victim: Named, images: Images, settings: dict[str, Any], seed: int, wh
         "model": victim.name,
         "model_digest": victim.digest,
         "data": images.name,
-        "data_digest": images.digest(),
         "rows": {"test": len(images)},
-        "classes": list(images.classes),
-        "seed": seed,
-        "device": where,
         "settings": settings,
-        "versions": versions(),
-        "hardware": hardware(where),
+        **common(images, seed, where),
     }
 
 

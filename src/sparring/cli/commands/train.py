@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sparring import catalog
-from sparring.auditing.plan import hardware, versions
+from sparring.auditing.plan import common
 from sparring.auditing.run import Run
 from sparring.cli import options
 from sparring.cli.show import Show, percent
@@ -47,14 +47,9 @@ def command(
     settings = Settings(net, _steps(steps, epochs, len(dataset.train), batch_size), batch_size, rate, seed=seed)
     plan = {
         "data": dataset.name,
-        "data_digest": dataset.test.digest(),
         "rows": {"train": len(dataset.train), "test": len(dataset.test)},
-        "classes": list(dataset.test.classes),
-        "seed": seed,
-        "device": where,
         "settings": {**vars(settings), "recipe": repr(defense)},
-        "versions": versions(),
-        "hardware": hardware(where),
+        **common(dataset.test, seed, where),
     }
     run = Run.create(out, "train", plan)
     with show.progress():
