@@ -327,3 +327,34 @@ def test_a_model_that_answers_nan_on_the_way_is_an_error(model, rows):
         patch.setattr("sparring.engine.preflight.check_model", lambda model, x: 10)
         with pytest.raises(ModelError, match="expected finite logits"):
             run(Fragile(), PGD(steps=5), LIMIT, *rows, width=8)
+
+
+class Wavering:
+    """Fooled when it is asked for gradients, and not when it is asked again for scores."""
+
+    access, bounds = Access.GRADIENT, (0.0, 1.0)
+
+    def query(self, x, access):
+        n = len(x)
+        second = access == Access.GRADIENT
+        logits = torch.tensor([[0.0, 2.0] if second else [2.0, 0.0]]).repeat(n, 1)
+        return Prediction(logits.argmax(1), logits, (lambda v, keep=False: torch.ones_like(x)) if second else None)
+
+
+def test_what_is_not_confirmed_is_not_found():
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    got = run(Wavering(), PGD(steps=3), Linf(0.1), x, y)
+    assert got.found.tolist() == [False] * 3
+    assert got.moved.tolist() == [True] * 3
+    assert not got.clean.any()
+
+
+def test_label_and_confidence_are_those_of_the_point_kept_also_where_nothing_was_found(net, model, rows):
+    x, y = rows
+    target = (y[:, None] + 5) % 10
+    got = run(model, PGD(steps=10), Linf(0.15), x, y, targets=target)
+    probability = net(got.best).detach().double().softmax(1)
+    assert torch.equal(got.label, probability.argmax(1))
+    torch.testing.assert_close(got.confidence, probability.amax(1), rtol=0, atol=1e-5)
+    lost = ~got.found & (got.label != got.clean_label)
+    assert lost.any()  # some rows end in a third class, which is what this test is about
