@@ -44,9 +44,16 @@ def test_a_nan_pixel_is_never_legal():
     assert not Judge().adversarial(batch(), moved(torch.nan), says([[0.0, 1.0]])).item()
 
 
-def test_nan_logits_are_an_error_that_names_them():
-    with pytest.raises(ModelError, match=r"expected finite logits, got \[nan, 1.0\]"):
-        Judge().adversarial(batch(2), moved(0.0, 2), says([[0.0, 1.0], [torch.nan, 1.0]]))
+def test_nan_logits_fool_nobody():
+    got = Judge().adversarial(batch(3), moved(0.0, 3), says([[0.0, 1.0], [torch.nan, 1.0], [0.0, torch.inf]]))
+    assert got.tolist() == [True, False, False]
+
+
+def test_the_shortfall_is_positive_where_the_attacker_has_what_he_wants():
+    logits = torch.tensor([[3.0, 1.0, 2.0], [1.0, 3.0, 2.5], [0.0, 1.0, 4.0]])
+    assert Judge().shortfall(batch(3), logits).tolist() == [-1.0, 2.0, 4.0]
+    assert Judge().shortfall(batch(3, target=1), logits).tolist() == [-2.0, 0.5, -3.0]
+    assert Judge(any_wrong=True).shortfall(batch(3, target=1), logits).tolist() == [-1.0, 2.0, 4.0]
 
 
 def test_a_target_is_needed_unless_any_wrong_class_counts():

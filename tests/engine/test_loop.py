@@ -169,7 +169,7 @@ def test_too_little_memory_halves_the_width_and_changes_nothing(widest, limited,
     ample, tight = limited(1000), limited(widest)
     tight.model.query(x, Access.SCORE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparring.engine.preflight.check_model", lambda model, x: 10)
+        patch.setattr("sparring.engine.preflight.check_model", lambda model, x, needs: 10)
         wanted = run(ample, attack, limit, x, y, width=32, restarts=2)
         got = run(tight, attack, limit, x, y, width=32, restarts=2)
     assert max(tight.widths) <= widest
@@ -213,7 +213,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(model, rows):
 
 def test_one_row_alone_that_does_not_fit_is_an_error(limited, rows):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparring.engine.preflight.check_model", lambda model, x: 10)
+        patch.setattr("sparring.engine.preflight.check_model", lambda model, x, needs: 10)
         with pytest.raises(torch.OutOfMemoryError):
             run(limited(0), PGD(), LIMIT, *rows, width=8)
 
@@ -313,20 +313,46 @@ def test_numbers_that_make_no_sense(restarts, width, model, rows):
         run(model, PGD(), LIMIT, *rows, restarts=restarts, width=width)
 
 
-def test_a_model_that_answers_nan_on_the_way_is_an_error(model, rows):
+@pytest.mark.parametrize("kind", ["raises", "nan"])
+def test_rows_that_the_model_cannot_answer_fail_alone(kind, model, rows):
     class Fragile:
         access, bounds = Access.GRADIENT, (0.0, 1.0)
 
         def query(self, x, access):
             answer = model.query(x, access)
-            gone = (x[:, 0, 0, 0] > 0.01)[:, None]
-            logits = None if answer.logits is None else answer.logits.masked_fill(gone, torch.nan)
+            marked = (x[:, 0, 0, 0] > 0.005).nonzero().squeeze(1)
+            if kind == "raises" and len(marked):
+                raise ModelError(f"cannot read {len(marked)} of these")
+            logits = answer.logits
+            if logits is not None and len(marked):
+                logits = logits.index_fill(0, marked, torch.nan)
             return Prediction(answer.labels, logits, answer.vjp)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparring.engine.preflight.check_model", lambda model, x: 10)
-        with pytest.raises(ModelError, match="expected finite logits"):
-            run(Fragile(), PGD(steps=5), LIMIT, *rows, width=8)
+    x, y = rows[0].clone(), rows[1]
+    x[:, 0, 0, 0] = 0.0
+    x[2, 0, 0, 0] = x[17, 0, 0, 0] = 0.004  # below the mark when untouched, and above it once attacked
+    x[11, 0, 0, 0] = 0.5
+    limit = L2(1e-3)  # nothing falls, so every row goes its whole way
+    for width in (1, 8, 32):
+        got = run(Fragile(), PGD(steps=5, step_size=0.02), limit, x, y, width=width)
+        usual = run(model, PGD(steps=5, step_size=0.02), limit, x, y, width=width)
+        fine = ~got.failed
+        assert got.failed[11]
+        assert set(got.failed.nonzero().squeeze(1).tolist()) <= {2, 11, 17}
+        assert not got.found[got.failed].any()
+        assert torch.equal(got.best[fine], usual.best[fine]) or kind == "raises"
+        assert torch.equal(got.forward[fine], usual.forward[fine])
+
+
+def test_a_model_that_fails_on_every_row_is_an_error(model, rows):
+    class Dead:
+        access, bounds = Access.GRADIENT, (0.0, 1.0)
+
+        def query(self, x, access):
+            raise ModelError("no such layer")
+
+    with pytest.raises(ModelError, match="no such layer; no image tried has an answer"):
+        run(Dead(), PGD(steps=5), LIMIT, *rows, width=8)
 
 
 class Wavering:
@@ -341,8 +367,9 @@ class Wavering:
         return Prediction(logits.argmax(1), logits, (lambda v, keep=False: torch.ones_like(x)) if second else None)
 
 
-def test_what_is_not_confirmed_is_not_found():
+def test_what_is_not_confirmed_is_not_found(monkeypatch):
     x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    monkeypatch.setattr("sparring.engine.preflight.check_model", lambda model, x, needs: 2)
     got = run(Wavering(), PGD(steps=3), Linf(0.1), x, y)
     assert got.found.tolist() == [False] * 3
     assert got.moved.tolist() == [True] * 3

@@ -51,7 +51,10 @@ class Observation:
             values = loss(logits, self._batch)
             (cotangent,) = torch.autograd.grad(values, logits, torch.ones_like(values))
         self.backward_passes += 1
-        return values.detach(), self._prediction.vjp(cotangent, keep=keep)
+        gradient = self._prediction.vjp(cotangent, keep=keep)
+        if not gradient.sum().isfinite():  # NaN says nothing about where to go; a step of zero is harmless
+            gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        return values.detach(), gradient
 
 
 @dataclass(frozen=True)

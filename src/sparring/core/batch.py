@@ -40,6 +40,12 @@ class Batch(Rows):
     target: Tensor  # (n,) int64: the class to reach, or -1 for any wrong one
     key: Tensor  # (n,) int64: noise keys, see `noise.keys`
     threat: Threat
+    start: Tensor | None = None  # (n, c, h, w): a legal point that a warm-started attack begins at; None: `x`
+
+    @property
+    def begin(self) -> Tensor:
+        """(n, c, h, w) points to begin at: `start`, or the images themselves."""
+        return self.x if self.start is None else self.start
 
     @cached_property
     def targeted(self) -> Tensor:

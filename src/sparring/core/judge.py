@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from sparring.core import losses
 from sparring.core.batch import Batch
 from sparring.core.errors import ModelError, UsageError
 from sparring.core.model import Access, Prediction
@@ -36,10 +38,8 @@ class Judge:
         """(n,) bool: does the model answer as the attacker wants, wherever the point lies?"""
         labels, logits = prediction.labels, prediction.logits
         hit = labels != batch.y if self.any_wrong else (labels == batch.label) == batch.targeted
-        # The sum is finite unless an entry is not, or the entries are huge: it spares the full look.
-        if logits is not None and not logits.sum().isfinite() and not logits.isfinite().all():
-            row = int((~logits.isfinite().all(1)).nonzero()[0])
-            raise ModelError(f"expected finite logits, got {logits[row].tolist()}; check the model on that image")
+        if logits is not None and (bad := unanswered(logits)) is not None:
+            hit = hit & ~bad
         if self.confidence:
             hit = hit & (confidence(prediction) >= self.confidence)
         return hit
@@ -52,6 +52,22 @@ class Judge:
             return hit
         legal = batch.threat.contains(x[index], batch.x[index])
         return hit.index_copy(0, index, legal)
+
+    def shortfall(self, batch: Batch, logits: Tensor) -> Tensor:
+        """(n,) how far logits (n, classes) are from what the attacker wants: a margin, positive at a hit."""
+        if not self.any_wrong:
+            return losses.margin(logits, batch)
+        right = logits.gather(1, batch.y[:, None]).squeeze(1)
+        return logits.scatter(1, batch.y[:, None], -torch.inf).amax(1) - right
+
+
+def unanswered(logits: Tensor) -> Tensor | None:
+    """(n,) bool: rows whose logits are not finite; None when all are."""
+    # The sum is finite unless an entry is not, or the entries are huge: it spares the full look.
+    if logits.sum().isfinite():
+        return None
+    bad = ~logits.isfinite().all(1)
+    return bad if bad.any() else None
 
 
 def confidence(prediction: Prediction) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,15 +13,38 @@ from sparring.core import noise
 from sparring.core.attack import Attack, Observation
 from sparring.core.batch import Batch
 from sparring.core.errors import AttackError, UsageError
-from sparring.core.judge import Judge, confidence
-from sparring.core.model import Access, Model, Prediction
+from sparring.core.judge import Judge
+from sparring.core.model import Model, Prediction
 from sparring.core.threat import Threat
 from sparring.engine import preflight
 from sparring.engine import width as widths
+from sparring.engine.asking import ask
 from sparring.engine.outcome import Ledger, Outcome
+from sparring.engine.replay import replay, score
 from sparring.engine.scheduler import Case, Scheduler
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a search is to do."""
+
+    rows: Batch  # all rows; a case takes its target from `goal` and its noise key from `sample` and its rank
+    sample: Tensor  # (n,) int64 ids that seed each row's noise
+    goal: Tensor  # (n, t) int64 classes to aim at, one try each; -1 for any wrong one
+    open: Tensor  # (m,) the rows to work on
+    restarts: int = 1
+    seed: int = 0
+    eight_bit: bool = False  # round each point to an 8-bit image before the model sees it
+    closest: bool = False  # of a row that holds keep the point that came closest, not the last one
+    stop: Callable[[], bool] = lambda: False  # asked each turn; when true, everybody leaves unsettled
+    on_progress: Progress | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Tries a row."""
+        return self.restarts * self.goal.shape[1]
 
 
 def run(
@@ -55,28 +79,27 @@ def run(
     width = width or widths.automatic(x[0])
     rows = Batch(x, y, goal[:, 0], noise.keys(seed, sample, torch.zeros_like(sample)), threat)
 
-    clean, clean_label, clean_score = replay(model, judge, rows, x, width)
-    ledger = Ledger(threat, x, clean_label, clean_score)
-    table = torch.where(~clean)[0]
-    if len(table):
-        ranks = restarts * goal.shape[1]
-        Loop(
-            model, attack, judge, rows, goal, sample, ledger, table, ranks, seed, eight_bit, width, on_progress
-        ).run()
-    confirmed = torch.zeros_like(clean)
+    clean = replay(model, judge, rows, x, width)
+    ledger = Ledger(threat, x, clean.label, clean.score)
+    ledger.fail(clean.failed)
+    table = torch.where(~clean.hit & ~ledger.failed)[0]
+    task = Task(rows, sample, goal, table, restarts, seed, eight_bit, on_progress=on_progress)
+    search(model, attack, judge, task, ledger, width)
+    confirmed = torch.zeros_like(clean.hit)
     entered = torch.where(ledger.found)[0]
     if len(entered):  # judged again from what was stored
         again = replay(model, judge, rows.take(entered), ledger.best[entered], width)
-        confirmed[entered], ledger.label[entered], ledger.score[entered] = again
+        confirmed[entered], ledger.label[entered], ledger.score[entered] = again.hit, again.label, again.score
     return Outcome(
         sample=sample,
-        clean=clean,
-        found=clean | confirmed,
+        clean=clean.hit,
+        found=clean.hit | confirmed,
         moved=ledger.found & ~confirmed,
+        failed=ledger.failed & ~confirmed,
         best=ledger.best,
         distance=threat.distance(ledger.best, x),
-        clean_label=clean_label,
-        clean_confidence=clean_score,
+        clean_label=clean.label,
+        clean_confidence=clean.score,
         label=ledger.label,
         confidence=ledger.score,
         forward=ledger.forward,
@@ -84,11 +107,17 @@ def run(
     )
 
 
+def search(model: Model, attack: Attack, judge: Judge, task: Task, ledger: Ledger, width: int) -> None:
+    """Work through a task; what is found, and what it cost, is entered in the ledger."""
+    if len(task.open):
+        Loop(model, attack, judge, task, ledger, width).run()
+
+
 def _check(
     model: Model, attack: Attack, threat: Threat, x: Tensor, y: Tensor, targets: Tensor | None, judge: Judge
 ) -> None:
     preflight.check_images(x, model.bounds)
-    classes = preflight.check_model(model, x)
+    classes = preflight.check_model(model, x, min(attack.needs, model.access))
     preflight.check_labels(y, len(x), classes=classes)
     preflight.check_attack(model, attack, threat, targets)
     if targets is not None:
@@ -97,65 +126,20 @@ def _check(
             raise AttackError("expected one target a row; several are for Judge(any_wrong=True)")
 
 
-def replay(model: Model, judge: Judge, rows: Batch, points: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Judge `points` (n, ...), one query each at a padded width: (n,) hits, labels and confidences."""
-    while True:
-        try:
-            return _replay(model, judge, rows, points, width)
-        except RuntimeError as error:
-            if width == 1 or not widths.out_of_memory(error):
-                raise
-        width //= 2
-
-
-def _replay(model: Model, judge: Judge, rows: Batch, points: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    hits, labels, scores = [], [], []
-    access = min(model.access, Access.SCORE)
-    for start in range(0, len(points), width):
-        index = torch.arange(start, start + width, device=points.device).clamp_max(len(points) - 1)
-        count = min(width, len(points) - start)
-        answer = model.query(points[index], access)
-        hits.append(judge.adversarial(rows.take(index), points[index], answer)[:count])
-        labels.append(answer.labels[:count])
-        scores.append(_score(answer)[:count])
-    return torch.cat(hits), torch.cat(labels), torch.cat(scores)
-
-
-def _score(answer: Prediction) -> Tensor:
-    """(n,) confidences, NaN where the model gives labels only."""
-    if answer.logits is None:
-        return torch.full_like(answer.labels, torch.nan, dtype=torch.float64)
-    return confidence(answer)
-
-
 class Loop:
-    """One run in progress: the seats, who sits there, and what they know."""
+    """One search in progress: the seats, who sits there, and what they know."""
 
-    def __init__(
-        self,
-        model: Model,
-        attack: Attack,
-        judge: Judge,
-        rows: Batch,
-        goal: Tensor,
-        sample: Tensor,
-        ledger: Ledger,
-        open_rows: Tensor,
-        ranks: int,
-        seed: int,
-        eight_bit: bool,
-        width: int,
-        on_progress: Progress | None,
-    ) -> None:
-        self.model, self.attack, self.judge, self.ledger = model, attack, judge, ledger
-        self.rows, self.goal, self.sample, self.open_rows = rows, goal, sample, open_rows
-        self.seed, self.eight_bit, self.width, self.on_progress = seed, eight_bit, width, on_progress
+    def __init__(self, model: Model, attack: Attack, judge: Judge, task: Task, ledger: Ledger, width: int) -> None:
+        self.model, self.attack, self.judge, self.task, self.ledger = model, attack, judge, task, ledger
+        self.width = width
         self.access = max(attack.needs, judge.needs)
-        self.scheduler = Scheduler(len(open_rows), ranks, width)
+        self.scheduler = Scheduler(len(task.open), task.ranks, width)
         self.refused: set[int] = set()
         self.batch: Batch
         self.state: Any = None
-        self.row = torch.zeros(width, dtype=torch.int64, device=rows.x.device)
+        self.near: Tensor | None = None  # (width, c, h, w) the closest point of every seat, if asked for
+        self.gap = torch.zeros(width, device=task.rows.x.device)  # and how far it fell short
+        self.row = torch.zeros(width, dtype=torch.int64, device=task.rows.x.device)
         self.rank = torch.zeros_like(self.row)
         self.live = torch.zeros_like(self.row, dtype=torch.bool)
         self.spent = (0, 0)  # forward and backward passes of every seat so far
@@ -168,39 +152,81 @@ class Loop:
                 self._refill()
                 if not self.scheduler.seated:
                     return
+                if self.task.stop():
+                    self._charge(list(self.since))
+                    self.ledger.unsettled.update(self._open(self.scheduler.unsettled))
+                    return
                 self._turn()
             except RuntimeError as error:
                 if self.width == 1 or not widths.out_of_memory(error):
                     raise
                 self._start_over(self.width // 2)
 
+    def _open(self, rows: list[int]) -> list[int]:
+        """The table's rows behind the scheduler's."""
+        found: list[int] = self.task.open[torch.tensor(rows, dtype=torch.int64)].tolist()
+        return found
+
     def _turn(self) -> None:
         """Ask, judge, note, step."""
         state, batch = self.state, self.batch
-        x = batch.threat.quantise(state.x, batch.x) if self.eight_bit else state.x
-        answer = self.model.query(x, self.access)
-        hit = self.judge.adversarial(batch, x, answer)
+        x = batch.threat.quantise(state.x, batch.x) if self.task.eight_bit else state.x
+        answer = ask(self.model, x, self.access)
+        said = answer.prediction
+        if answer.failed:
+            self._excuse(answer.failed)
+            return
+        hit = self.judge.adversarial(batch, x, said)
         over = state.done if self.attack.minimizes else state.done | hit
         self.spent = (self.spent[0] + 1, self.spent[1])
-        self._note(x, hit)
+        self._note(x, hit, said)
         leaving = (self.live & over).nonzero().squeeze(1)
         if len(leaving):
-            self._say_goodbye(leaving, x, answer, hit)
+            self._say_goodbye(leaving, x, said, hit)
         if self.scheduler.seated:
-            seen = Observation(batch, answer, hit, self.attack.needs)
+            seen = Observation(batch, said, hit, self.attack.needs)
             self.state = self.attack.step(batch, state, seen)
             self.spent = (self.spent[0], self.spent[1] + seen.backward_passes)
 
-    def _note(self, x: Tensor, hit: Tensor) -> None:
-        """Enter the live rows' adversarial points."""
+    def _excuse(self, failed: dict[int, str]) -> None:
+        """Rows the model cannot answer leave for good; who sits there gives way, and the turn is taken again."""
+        seats = [seat for seat in failed if seat in self.scheduler.seated]
+        rows = self.row.tolist()
+        self.ledger.fail({rows[seat]: failed[seat] for seat in seats})
+        for seat in seats:
+            if seat in self.scheduler.seated:
+                self.scheduler.expel(seat)
+        self.spent = (self.spent[0] + 1, self.spent[1])
+        self._charge([seat for seat in self.since if seat not in self.scheduler.seated])
+        for seat in self.scheduler.seated:  # they were asked for nothing and will be asked again
+            self.since[seat] = (self.since[seat][0] + 1, self.since[seat][1])
+        if self.scheduler.seated:
+            index = torch.arange(self.width, device=self.row.device)
+            index[torch.tensor(sorted(failed), device=index.device)] = next(iter(self.scheduler.seated))
+            self._rearrange(index)
+        else:
+            self.state = None
+        self._mark_live()
+
+    def _note(self, x: Tensor, hit: Tensor, said: Prediction) -> None:
+        """Enter the live rows' adversarial points, and keep who came closer than before."""
         at = (hit & self.live).nonzero().squeeze(1)
         if len(at):
             self.ledger.enter(self.row[at], self.rank[at], x[at], nearest=self.attack.minimizes)
+        if self.near is not None and said.logits is not None:
+            gap = self.judge.shortfall(self.batch, said.logits)
+            closer = (gap > self.gap).nonzero().squeeze(1)
+            if len(closer):
+                self.near[closer], self.gap[closer] = x[closer], gap[closer]
 
-    def _say_goodbye(self, leaving: Tensor, x: Tensor, answer: Prediction, hit: Tensor) -> None:
+    def _say_goodbye(self, leaving: Tensor, x: Tensor, said: Prediction, hit: Tensor) -> None:
         """Free the seats of the cases that are over, and of those that a success cancels."""
-        last = Prediction(answer.labels[leaving], None if answer.logits is None else answer.logits[leaving])
-        self.ledger.give_up(self.row[leaving], self.rank[leaving], x[leaving], last.labels, _score(last))
+        rows, rank = self.row[leaving], self.rank[leaving]
+        if self.near is not None:
+            self.ledger.approach(rows, rank, self.near[leaving], self.gap[leaving])
+        else:
+            last = Prediction(said.labels[leaving], None if said.logits is None else said.logits[leaving])
+            self.ledger.give_up(rows, rank, x[leaving], last.labels, score(last))
         for seat, won in zip(leaving.tolist(), hit[leaving].tolist(), strict=True):
             if seat not in self.scheduler.seated:
                 continue  # cancelled by a sibling a moment ago
@@ -221,8 +247,8 @@ class Loop:
     def _mark_live(self) -> None:
         self.live = torch.zeros_like(self.live)
         self.live[torch.tensor(list(self.scheduler.seated), dtype=torch.int64, device=self.live.device)] = True
-        if self.on_progress:
-            self.on_progress(self.scheduler.settled, len(self.open_rows))
+        if self.task.on_progress:
+            self.task.on_progress(self.scheduler.settled, len(self.task.open))
 
     def _refill(self) -> None:
         """Seat waiting cases; when none is left, move together if the model's bits allow."""
@@ -233,26 +259,35 @@ class Loop:
             self._narrow()
 
     def _seat(self, came: dict[int, Case]) -> None:
-        device = self.row.device
+        task, device = self.task, self.row.device
         seats = torch.tensor(list(came), device=device)
-        row = self.open_rows[torch.tensor([case.row for case in came.values()], device=device)]
+        row = task.open[torch.tensor([case.row for case in came.values()], device=device)]
         rank = torch.tensor([case.rank for case in came.values()], device=device)
         fresh = Batch(
-            self.rows.x[row],
-            self.rows.y[row],
-            self.goal[row, rank % self.goal.shape[1]],
-            noise.keys(self.seed, self.sample[row], rank),
-            self.rows.threat,
+            task.rows.x[row],
+            task.rows.y[row],
+            task.goal[row, rank % task.goal.shape[1]],
+            noise.keys(task.seed, task.sample[row], rank),
+            task.rows.threat,
+            None if task.rows.start is None else task.rows.start[row],
         )
         start = self.attack.init(fresh)
         if self.state is None:  # the first to come sit in order, and pad the empty seats
             everywhere = torch.arange(self.width, device=device) % len(seats)
             self.batch, self.state = fresh.take(everywhere), start.take(everywhere)
+            self.near = torch.zeros_like(self.batch.x) if task.closest else None
         else:
             self.batch, self.state = self.batch.put(seats, fresh), self.state.put(seats, start)
         self.row, self.rank = self.row.index_copy(0, seats, row), self.rank.index_copy(0, seats, rank)
+        self.gap = self.gap.index_fill(0, seats, -torch.inf)
         self.since |= dict.fromkeys(came, self.spent)
         self._mark_live()
+
+    def _rearrange(self, index: Tensor) -> None:
+        """Let who sits at `index` sit at 0, 1, ..."""
+        self.batch, self.state, self.width = self.batch.take(index), self.state.take(index), len(index)
+        self.row, self.rank, self.gap = self.row[index], self.rank[index], self.gap[index]
+        self.near = None if self.near is None else self.near[index]
 
     def _narrow(self) -> None:
         width = widths.narrower(len(self.scheduler.seated), self.width)
@@ -263,9 +298,8 @@ class Loop:
             return
         old = self.scheduler.compact(width)
         self.since = {new: self.since[seat] for new, seat in enumerate(old)}
-        index = torch.tensor(old + old[:1] * (width - len(old)), device=self.row.device)
-        self.batch, self.state, self.width = self.batch.take(index), self.state.take(index), width
-        self.row, self.rank, self.live = self.row[index], self.rank[index], self.live[index]
+        self._rearrange(torch.tensor(old + old[:1] * (width - len(old)), device=self.row.device))
+        self.live = self.live[:width]
         self._mark_live()
 
     def _start_over(self, width: int) -> None:
@@ -273,8 +307,5 @@ class Loop:
         self._charge(list(self.since))
         self.scheduler.start_over(width)
         self.state, self.width = None, width
-        self.row, self.rank, self.live = (
-            self.row[:width],
-            self.rank[:width],
-            torch.zeros_like(self.live[:width]),
-        )
+        self.row, self.rank, self.gap = self.row[:width], self.rank[:width], self.gap[:width]
+        self.live = torch.zeros_like(self.live[:width])

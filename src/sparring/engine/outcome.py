@@ -19,6 +19,7 @@ class Outcome(Rows):
     clean: Tensor  # (n,) bool: the untouched image already fools the model
     found: Tensor  # (n,) bool: an adversarial image was found and confirmed (the clean one included)
     moved: Tensor  # (n,) bool: found, but not confirmed: rounding alone decides there
+    failed: Tensor  # (n,) bool: the model raised on the row or gave no finite logits; it is neither found nor held
     best: Tensor  # (n, c, h, w) the adversarial image; where none was found, the last point of the first try
     distance: Tensor  # (n,) float64 from the clean image, in the norm of the threat model
     clean_label: Tensor  # (n,) int64: what the model says of the untouched image
@@ -31,7 +32,7 @@ class Outcome(Rows):
     @property
     def success_rate(self) -> float:
         """The share of the rows that held when untouched and fell to the attack; NaN if none held."""
-        held = ~self.clean
+        held = ~self.clean & ~self.failed
         return ((self.found & held).sum() / held.sum()).item()
 
     @property
@@ -51,6 +52,10 @@ class Ledger:
         self._rank = torch.full((n,), torch.iinfo(torch.int64).max, device=x.device)
         self.forward = torch.zeros(n, dtype=torch.int64, device=x.device)
         self.backward = torch.zeros_like(self.forward)
+        self.gap = torch.full((n,), -torch.inf, device=x.device)  # of `best` where `approach` was told
+        self.failed = torch.zeros(n, dtype=torch.bool, device=x.device)
+        self.reasons: dict[int, str] = {}  # why the failed rows failed
+        self.unsettled: set[int] = set()  # rows that a stop left without their last try
 
     @property
     def found(self) -> Tensor:
@@ -63,7 +68,7 @@ class Ledger:
         for tier in sorted(set(rank.tolist())):  # a row may sit on several seats, but has only one of each rank
             at = (rank == tier).nonzero().squeeze(1)
             row, far = rows[at], distance[at]
-            first = tier < self._rank[row]
+            first = (tier < self._rank[row]) | ~self.found[row]
             better = (far < self.distance[row]) | ((far == self.distance[row]) & first) if nearest else first
             row, at = row[better], at[better]
             self.best[row], self.distance[row], self._rank[row] = points[at], distance[at], tier
@@ -73,6 +78,20 @@ class Ledger:
         keep = (rank == 0) & ~self.found[rows]
         row = rows[keep]
         self.best[row], self.label[row], self.score[row] = points[keep], label[keep], score[keep]
+
+    def approach(self, rows: Tensor, rank: Tensor, points: Tensor, gap: Tensor) -> None:
+        """Keep a row's closest point while nothing adversarial is known; of equals that of the lowest rank."""
+        for tier in sorted(set(rank.tolist())):
+            at = ((rank == tier) & ~self.found[rows]).nonzero().squeeze(1)
+            row, value = rows[at], gap[at]
+            better = (value > self.gap[row]) | ((value == self.gap[row]) & (tier < self._rank[row]))
+            row, at = row[better], at[better]
+            self.best[row], self.gap[row], self._rank[row] = points[at], gap[at], tier
+
+    def fail(self, reasons: dict[int, str]) -> None:
+        """The model has no answer for these rows."""
+        self.failed[torch.tensor(list(reasons), dtype=torch.int64, device=self.failed.device)] = True
+        self.reasons |= reasons
 
     def charge(self, rows: Tensor, forward: list[int], backward: list[int]) -> None:
         """Add the passes of finished cases to their rows (m,)."""

@@ -9,6 +9,7 @@ from sparring.core.attack import Attack
 from sparring.core.errors import AttackError, DataError, ModelError
 from sparring.core.model import Access, Model
 from sparring.core.threat import Threat
+from sparring.engine.asking import ask
 
 
 def check_images(x: Tensor, bounds: tuple[float, float]) -> None:
@@ -42,20 +43,29 @@ def check_labels(y: Tensor, rows: int, what: str = "labels", classes: int | None
         )
 
 
-def check_model(model: Model, x: Tensor) -> int | None:
+def check_model(model: Model, x: Tensor, needs: Access = Access.SCORE) -> int | None:
     """Ask a few questions whose answers betray a model that cannot be judged; returns its number of classes.
 
-    Raises `ModelError` for probabilities, NaN, a wrong shape, answers that vary from call to call, and
-    answers that depend on the other rows of the batch.
+    Raises `ModelError` for probabilities, answers that vary from call to call, answers that depend on the
+    other rows of the batch, and a model that has none with the access that it `needs`.
     """
-    rows = x[:4].clone()  # a model that writes to its input must not reach the caller's images
     low, high = model.bounds
+    rows = x[:4].clone()  # a model that writes to its input must not reach the caller's images
     crowd = torch.cat([rows, low + high - rows])
-    together, again, alone = (model.query(z, Access.SCORE).logits for z in (crowd, crowd, rows))
-    if together is None or again is None or alone is None:
+    first = ask(model, crowd, Access.SCORE)
+    if len(first.failed) == len(crowd):
+        rows = _answerable(model, x, first.failed[0])
+        crowd = torch.cat([rows, low + high - rows])
+        first = ask(model, crowd, Access.SCORE)
+    second, third = ask(model, crowd, Access.SCORE), ask(model, rows, max(needs, Access.SCORE))
+    if len(third.failed) == len(rows):
+        raise ModelError(third.failed[0])
+    if first.prediction.logits is None or second.prediction.logits is None or third.prediction.logits is None:
         return None  # labels only
-    if not together.isfinite().all():
-        raise ModelError("expected finite logits, got NaN or infinity; check the weights and the preprocessing")
+    fine = [row for row in range(2 * len(rows)) if row not in first.failed | second.failed]
+    both = [row for row in fine if row < len(rows) and row not in third.failed]
+    together, again = first.prediction.logits[fine], second.prediction.logits[fine]
+    whole, alone = first.prediction.logits[both], third.prediction.logits[both]
     if bool((together > -1e-5).all()) and bool(((together.double().sum(1) - 1).abs() < 1e-5).all()):
         raise ModelError(
             "expected logits, got probabilities (rows that sum to 1); drop the final softmax, "
@@ -64,12 +74,22 @@ def check_model(model: Model, x: Tensor) -> int | None:
     scale = 1e-4 * float(together.abs().max().clamp_min(1e-6))
     if not torch.allclose(together, again, rtol=0, atol=scale):
         raise ModelError("expected the same answer twice, got different logits; call net.eval() if it has dropout")
-    if not torch.allclose(together[: len(rows)], alone, rtol=0, atol=10 * scale):
+    if not torch.allclose(whole, alone, rtol=0, atol=10 * scale):
         raise ModelError(
             "expected each row to be answered by itself, but the logits change with the rest of the batch; "
             "call net.eval() if it has batch norm"
         )
     return together.shape[1]
+
+
+def _answerable(model: Model, x: Tensor, reason: str) -> Tensor:
+    """Up to four of 64 images that the model has an answer for; `ModelError` with `reason` if there are none."""
+    rows = x[torch.linspace(0, len(x) - 1, min(64, len(x)), device=x.device).long()]
+    failed = ask(model, rows.clone(), Access.SCORE).failed
+    fine = [row for row in range(len(rows)) if row not in failed]
+    if not fine:
+        raise ModelError(f"{reason}; no image tried has an answer: check the weights and the preprocessing")
+    return rows[fine[:4]]
 
 
 def check_attack(model: Model, attack: Attack, threat: Threat, targets: Tensor | None) -> None:

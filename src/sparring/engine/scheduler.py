@@ -75,6 +75,18 @@ class Scheduler:
         for other in [s for s in self._sitting[row] if self.seated[s].rank >= rank]:
             self.leave(other)
 
+    def expel(self, seat: int) -> None:
+        """The row in `seat` cannot go on: all of its cases are over."""
+        row = self.seated[seat].row
+        self._limit[row] = 0
+        for other in list(self._sitting[row]):
+            self.leave(other)
+
+    @property
+    def unsettled(self) -> list[int]:
+        """Rows whose verdict may still change."""
+        return [row for row, closed in enumerate(self._closed) if not closed]
+
     def compact(self, seats: int) -> list[int]:
         """Move everybody to the first `seats` seats; returns the old seat of each new one taken."""
         old = sorted(self.seated)

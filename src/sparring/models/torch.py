@@ -54,7 +54,7 @@ class TorchModel:
             logits = self.net(inputs)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:
             if "can't allocate memory" in str(error):
                 raise
             raise ModelError(f"the model failed on images {tuple(x.shape)}: {error}") from error

@@ -1,0 +1,162 @@
+"""Square: random search with square patches. It asks for scores only, so nothing hides from it behind gradients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sparring.core import noise
+from sparring.core.attack import Observation, State
+from sparring.core.batch import Batch, per_row
+from sparring.core.losses import margin
+from sparring.core.model import Access
+
+_HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the steps, section 5.1 of the paper
+
+
+@dataclass(frozen=True)
+class SquareState(State):
+    """The best point of each row, and how good it is."""
+
+    k: Tensor  # (n,) proposals judged
+    best: Tensor  # (n, c, h, w)
+    value: Tensor  # (n,) margin at `best`
+
+
+@dataclass(frozen=True)
+class Square:
+    """Push a random square of the best point as far as it goes; keep the result if the margin grew.
+
+    Andriushchenko et al. 2020, algorithms 1 to 3, with these differences: every row has a square of its own,
+    L1 is treated as L2 is, and the window's pattern in L2 and L1 falls off around each half's middle by a
+    closed form in place of nested rectangles. Squares cover the share `p` of the image at first; by the
+    paper's plan it halves at fixed shares of the steps. With `mixed`, sides are instead drawn between 1 and
+    a greatest one that falls evenly, which suits a short search. With `warm`, it begins at the point it is
+    given, else at vertical stripes (in L2 and L1: at a grid of windows).
+    """
+
+    steps: int = 5000
+    p: float = 0.8
+    mixed: bool = False
+    warm: bool = False
+
+    name: ClassVar[str] = "square"
+    version: ClassVar[int] = 1
+    needs: ClassVar[Access] = Access.SCORE
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    paper: ClassVar[str] = "Andriushchenko et al. 2020, arXiv:1912.00049"
+    minimizes: ClassVar[bool] = False
+    needs_target: ClassVar[bool] = False
+
+    def init(self, batch: Batch) -> SquareState:
+        """Begin at the given point, or at stripes or windows that fill the budget."""
+        x = batch.begin if self.warm else self._stripes(batch)
+        zero = torch.zeros_like(batch.y)
+        worst = torch.full_like(zero, -torch.inf, dtype=torch.float32)
+        return SquareState(x, torch.zeros_like(batch.targeted), zero, x, worst)
+
+    def _stripes(self, batch: Batch) -> Tensor:
+        channels, height, width = batch.x.shape[1:]
+        if batch.threat.norm == "linf":
+            signs = _signs(noise.uniform(batch.key, (channels, 1, width)))
+            return batch.project(batch.x + batch.threat.eps * signs.expand_as(batch.x))
+        side = max(1, height // 5)
+        signs = _signs(noise.uniform(batch.key, (channels, -(-height // side), -(-width // side))))
+        signs = signs.repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :height, :width]
+        rows = (torch.arange(height, device=batch.x.device) % side).float()[None]
+        columns = (torch.arange(width, device=batch.x.device) % side).float()[None]
+        pattern = signs * _pattern(rows, columns, torch.full_like(rows[:, :1], side))
+        return batch.project(batch.x + batch.threat.eps * _normed(pattern, _power(batch)))
+
+    def step(self, batch: Batch, state: SquareState, seen: Observation) -> SquareState:
+        """Keep what was asked about if it was better, and propose the next square."""
+        value = margin(seen.logits, batch)
+        better = value > state.value
+        best = torch.where(per_row(better, state.x), state.x, state.best)
+        k = state.k + 1
+        x = self._propose(batch, best, k)
+        done = k >= self.steps
+        return replace(state, x=x, best=best, value=torch.where(better, value, state.value), k=k, done=done)
+
+    def _sides(self, draw: Tensor, k: Tensor, height: int, width: int) -> Tensor:
+        """(n,) sides of the k-th squares."""
+        share = k / self.steps
+        if self.mixed:
+            greatest = 1 + (math.sqrt(self.p * height * width) - 1) * (1 - share)
+            side = greatest**draw
+        else:
+            halvings = torch.bucketize(share, torch.tensor(_HALVINGS, device=k.device))
+            side = (self.p * 0.5**halvings * height * width).sqrt()
+        return side.round().long().clamp(1, min(height, width))
+
+    def _propose(self, batch: Batch, best: Tensor, k: Tensor) -> Tensor:
+        channels, height, width = batch.x.shape[1:]
+        draws = noise.uniform(batch.key, (5 + 2 * channels,), k)
+        side = self._sides(draws[:, 0], k, height, width)
+        rows = _place(draws[:, 1], side, height)
+        columns = _place(draws[:, 2], side, width)
+        window = _inside(rows, side)[:, None, :, None] & _inside(columns, side)[:, None, None, :]
+        signs = _signs(draws[:, 5 : 5 + channels])[:, :, None, None]
+        box = batch.threat.box(batch.x)
+        if box is not None:
+            return torch.where(window, torch.where(signs > 0, box[1], box[0]), best)
+        other = _inside(_place(draws[:, 3], side, height), side)[:, None, :, None]
+        other = other & _inside(_place(draws[:, 4], side, width), side)[:, None, None, :]
+        flip = (draws[:, 5 + channels] < 0.5)[:, None, None]
+        pattern = _pattern(rows.float(), columns.float(), side[:, None].float())
+        pattern = torch.where(flip, pattern, _pattern(columns.float(), rows.float(), side[:, None].float()).mT)
+        return self._shift_mass(batch, best, window, other, signs * pattern[:, None] * window)
+
+    def _shift_mass(self, batch: Batch, best: Tensor, window: Tensor, other: Tensor, pattern: Tensor) -> Tensor:
+        """Take the change out of the `other` window, and put what it cost and what is unused into `window`."""
+        power = _power(batch)
+        delta = best - batch.x
+        both = window | other
+        mass = _mass(delta * both, power) + (batch.threat.eps**power - _mass(delta, power)).clamp_min(0)
+        share = mass / batch.x.shape[1]
+        fresh = _normed(_normed(delta * window, power, channels=True) + pattern, power, channels=True)
+        change = torch.where(both, 0.0, delta) + fresh * per_row(share, delta) ** (1 / power)
+        return batch.project(batch.x + change)
+
+
+def _signs(draw: Tensor) -> Tensor:
+    return torch.where(draw < 0.5, -1.0, 1.0)
+
+
+def _place(draw: Tensor, side: Tensor, length: int) -> Tensor:
+    """(n, length) distances of all places from where the window begins."""
+    first = (draw * (length - side + 1)).long()
+    return torch.arange(length, device=draw.device)[None] - first[:, None]
+
+
+def _inside(places: Tensor, side: Tensor) -> Tensor:
+    return (places >= 0) & (places < side[:, None])
+
+
+def _pattern(rows: Tensor, columns: Tensor, side: Tensor) -> Tensor:
+    """(n, h, w) two bumps, one up and one down, in the upper and the lower half of each window."""
+    upper = rows < side / 2
+    middle = torch.where(upper, side / 4, 3 * side / 4) - 0.5
+    away = torch.maximum(((rows - middle).abs() * 2)[:, :, None], (columns - (side - 1) / 2).abs()[:, None, :])
+    height = 1 / (1 + away)
+    return torch.where((upper | (side < 2))[:, :, None], height, -height)
+
+
+def _power(batch: Batch) -> float:
+    return 1.0 if batch.threat.norm == "l1" else 2.0
+
+
+def _mass(delta: Tensor, power: float) -> Tensor:
+    """(n,) the norm to its power."""
+    return delta.abs().pow(power).flatten(1).sum(1)
+
+
+def _normed(delta: Tensor, power: float, *, channels: bool = False) -> Tensor:
+    """`delta` (n, c, h, w) over its norm, or each of its channels over its own."""
+    over = (2, 3) if channels else (1, 2, 3)
+    length = delta.abs().pow(power).sum(over, keepdim=True).pow(1 / power)
+    return delta / length.clamp_min(1e-12)

@@ -1,0 +1,67 @@
+"""Asking a model so that one image it cannot answer does not sink the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sparring.core.errors import ModelError
+from sparring.core.judge import unanswered
+from sparring.core.model import Access, Model, Prediction
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prediction, and why the rows without one have none."""
+
+    prediction: Prediction  # where a row failed: label -1, logits NaN, gradient 0
+    failed: dict[int, str] = field(default_factory=dict)
+
+
+def ask(model: Model, x: Tensor, access: Access) -> Answer:
+    """Query `model` about `x` (n, ...); a batch on which it raises is halved until the culprits stand alone."""
+    try:
+        prediction = model.query(x, access)
+    except ModelError as error:
+        if len(x) == 1:
+            return Answer(_silence(x), {0: str(error)})
+        return _join(ask(model, x[: len(x) // 2], access), ask(model, x[len(x) // 2 :], access))
+    bad = None if prediction.logits is None else unanswered(prediction.logits)
+    if bad is None or prediction.logits is None:
+        return Answer(prediction)
+    rows = bad.nonzero().squeeze(1).tolist()
+    return Answer(prediction, {row: f"expected finite logits, got {_brief(prediction.logits[row])}" for row in rows})
+
+
+def _brief(logits: Tensor) -> str:
+    told = ", ".join(f"{value:.4g}" for value in logits[:4].tolist())
+    return f"[{told}{', ...' if len(logits) > 4 else ''}]"
+
+
+def _silence(x: Tensor) -> Prediction:
+    return Prediction(torch.full((1,), -1, device=x.device), None, lambda cotangent, keep=False: torch.zeros_like(x))
+
+
+def _join(one: Answer, two: Answer) -> Answer:
+    """Two answers as one; the half that failed altogether takes the other's number of classes."""
+    first, second = one.prediction, two.prediction
+    count = len(first.labels)
+    labels = torch.cat([first.labels, second.labels])
+    failed = one.failed | {count + row: reason for row, reason in two.failed.items()}
+    known = first.logits if first.logits is not None else second.logits
+    if known is None:
+        return Answer(Prediction(labels, None, first.vjp), failed)
+    logits = torch.cat(
+        [
+            half.logits if half.logits is not None else known.new_full((len(half.labels), known.shape[1]), torch.nan)
+            for half in (first, second)
+        ]
+    )
+
+    def pull(cotangent: Tensor, *, keep: bool = False) -> Tensor:
+        halves = zip((first, second), (cotangent[:count], cotangent[count:]), strict=True)
+        return torch.cat([half.vjp(part, keep=keep) for half, part in halves if half.vjp is not None])
+
+    return Answer(Prediction(labels, logits, pull if first.vjp and second.vjp else None), failed)
