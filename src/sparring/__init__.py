@@ -10,10 +10,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from sparring.api import attack, train, wrap
+from sparring.auditing.audit import Audit, audit
 from sparring.core.errors import SparringError
 from sparring.core.judge import Judge
 from sparring.core.model import Access
 from sparring.core.threat import L0, L1, L2, Linf, Unbounded
+from sparring.core.verdict import Verdict
 from sparring.data import load
 from sparring.engine.outcome import Outcome
 from sparring.models.checkpoint import open_checkpoint
@@ -23,12 +25,15 @@ __all__ = [
     "L1",
     "L2",
     "Access",
+    "Audit",
     "Judge",
     "Linf",
     "Outcome",
     "SparringError",
     "Unbounded",
+    "Verdict",
     "attack",
+    "audit",
     "load",
     "open_checkpoint",
     "train",

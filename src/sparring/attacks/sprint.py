@@ -15,7 +15,7 @@ from sparring.core.errors import unknown
 from sparring.core.losses import named
 from sparring.core.model import Access
 
-STARTS = ("given", "random", "blocks")
+STARTS = ("clean", "given", "random", "blocks")
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Sprint:
 
     The move is equations 3 and 4 of Croce and Hein 2020 (momentum 0.75). The margin does not saturate as
     cross-entropy does, and a step that falls on a plan needs no checkpoints (Ma et al. 2020, "Imbalanced
-    gradients", section 4). `start` is where it begins: `given`, `random`, or `blocks`: every square of
-    `side` pixels pushed up or down as a whole, as far as the threat model allows.
+    gradients", section 4). `start` is where it begins: `clean`, `given`, `random`, or `blocks`: every
+    square of `side` pixels pushed up or down as a whole, as far as the threat model allows.
     """
 
     steps: int = 12
@@ -55,7 +55,8 @@ class Sprint:
         """Begin where `start` says."""
         if self.start not in STARTS:
             raise unknown("start", self.start, STARTS)
-        x = batch.begin if self.start == "given" else self._far(batch)
+        x = {"clean": batch.x, "given": batch.begin}.get(self.start)
+        x = self._far(batch) if x is None else x
         return SprintState(x, torch.zeros_like(batch.targeted), torch.zeros_like(batch.y), x)
 
     def _far(self, batch: Batch) -> Tensor:

@@ -27,9 +27,9 @@ from sparring.core.plan import check_same
 SCHEMA = 1
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
-    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+def write_json(path: Path, value: object, *, indent: int | None = 2) -> None:
+    """Write `value` as JSON, whole or not at all."""
+    write_atomic(path, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode())
 
 
 class Run:

@@ -34,6 +34,13 @@ def margin(logits: Tensor, batch: Batch) -> Tensor:
     return sign * (chosen - logits.scatter(1, label, -torch.inf).amax(1))
 
 
+def lead(logits: Tensor, batch: Batch) -> Tensor:
+    """z_target - z_y (MultiTargeted: Gowal et al. 2019, section 3), whatever the other classes do; else `margin`."""
+    right = logits.gather(1, batch.y[:, None]).squeeze(1)
+    goal = logits.gather(1, batch.target.clamp_min(0)[:, None]).squeeze(1)
+    return torch.where(batch.targeted, goal - right, margin(logits, batch))
+
+
 def log_odds(logits: Tensor, batch: Batch) -> Tensor:
     """log(p / (1 - p)) of the target, or the same of not being y; unlike p itself it never saturates."""
     label, sign = _labels(batch)
@@ -80,7 +87,7 @@ def tempered(logits: Tensor, batch: Batch) -> Tensor:
     return quadratic(logits / (gap.detach() / 2).clamp_min(1.0), batch)
 
 
-LOSSES: dict[str, Loss] = {f.__name__: f for f in (cross_entropy, margin, log_odds, dlr, quadratic, tempered)}
+LOSSES: dict[str, Loss] = {f.__name__: f for f in (cross_entropy, margin, lead, log_odds, dlr, quadratic, tempered)}
 
 
 def named(name: str) -> Loss:

@@ -216,6 +216,7 @@ class Loop:
         if self.near is not None and said.logits is not None:
             gap = self.judge.shortfall(self.batch, said.logits)
             closer = (gap > self.gap).nonzero().squeeze(1)
+            closer = closer[self.batch.threat.contains(x[closer], self.batch.x[closer])]
             if len(closer):
                 self.near[closer], self.gap[closer] = x[closer], gap[closer]
 

@@ -1,0 +1,202 @@
+"""The audit: a verdict for every image, what it cost, and what is to be thought of it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparring.auditing import curve, masking
+from sparring.auditing.cascade import profile as named_profile
+from sparring.auditing.evidence import Evidence
+from sparring.auditing.hunt import Front, Setting
+from sparring.auditing.plan import common
+from sparring.auditing.run import Run
+from sparring.auditing.search import Search, Tell
+from sparring.auditing.standing import ERROR, WAITING, Standing
+from sparring.auditing.summary import summarise, write_rows
+from sparring.auditing.victim import Victim, meet
+from sparring.core.errors import UsageError
+from sparring.core.model import Model
+from sparring.core.threat import Threat
+from sparring.core.verdict import Verdict
+from sparring.data.images import Dataset, Images
+from sparring.engine import width as widths
+from sparring.models.spec import digest
+from sparring.models.torch import TorchModel
+
+CHECKED = 64  # rows that the checklist looks at
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A finished audit, or one that its budget ended; `figures` are those that `--json` prints."""
+
+    run: Path
+    figures: dict[str, Any]
+    _kept: Any = field(default=None, repr=False)  # keeps a temporary run folder alive
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows of each verdict."""
+        return dict(self.figures["counts"])
+
+    @property
+    def robust_accuracy(self) -> tuple[float, float]:
+        """The interval that holds the robust accuracy on these rows."""
+        ends = self.figures["robust_accuracy"]
+        return ends["lower"], ends["upper"]
+
+    @property
+    def clean_accuracy(self) -> float:
+        """The share of rows that the model gets right when they are left alone."""
+        return float(self.figures["clean_accuracy"])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes these figures unreliable, and what to do next."""
+        return list(self.figures["warnings"])
+
+    @property
+    def complete(self) -> bool:
+        """Was there time for everything?"""
+        return bool(self.figures["complete"])
+
+    def verdicts(self) -> dict[int, Verdict]:
+        """The verdict of every row by id."""
+        standing = Standing.of(Evidence(Run.open(self.run)))
+        return dict(zip(standing.ids.tolist(), standing.verdicts, strict=True))
+
+    def witnesses(self) -> dict[int, Tensor]:
+        """The adversarial image (c, h, w) of every broken row by id, as stored."""
+        found: dict[int, Tensor] = {}
+        evidence = Evidence(Run.open(self.run))
+        for name, _ in evidence.shards():
+            images = evidence.images(name)
+            if images:
+                found |= dict(zip(images["ids"].tolist(), images["exact"], strict=True))
+        return found
+
+
+def audit(
+    model: Model | nn.Module,
+    data: Images | Dataset | tuple[Tensor, Tensor],
+    threat: Threat,
+    *,
+    profile: str = "standard",
+    seed: int = 0,
+    limit: int | None = None,
+    budget: float | None = None,
+    eight_bit: bool = False,
+    width: int | None = None,
+    device: str = "cpu",
+    out: Path | str | None = None,
+    name: str | None = None,
+    tell: Tell = lambda *_: None,
+) -> Audit:
+    """A verdict for every test image of `data`: misclassified, broken, certified, undecided or error.
+
+    `data` may be images (n, c, h, w) in the model's pixel range with labels (n,). The same call with the same
+    `out` goes on where a run was cut short; without `out` the run folder lasts as long as the result. `budget`
+    is in seconds. With `eight_bit` only images that survive as 8-bit files count. `tell` is told what is going
+    on, rows done, and of how many.
+    """
+    if budget is not None and not budget > 0:
+        raise UsageError(f"expected a budget above 0 seconds, got {budget}")
+    deadline = None if budget is None else time.monotonic() + budget
+    queried = TorchModel(model) if isinstance(model, nn.Module) else model
+    images, plan = _images(data).take(limit), named_profile(profile)
+    victim = meet(queried, images, threat, device)
+    kept = tempfile.TemporaryDirectory(prefix="sparring-audit-") if out is None else None
+    settings = {"threat": repr(threat), "profile": asdict(plan), "profile_version": plan.version}
+    run = Run.create(
+        Path(kept.name if kept else str(out)),
+        "audit",
+        {
+            "model": name or type(queried).__name__,
+            "model_digest": _digest(queried),
+            "data": images.name,
+            "rows": {"test": len(images)},
+            "settings": settings | {"eight_bit": eight_bit, "access": victim.access.name},
+            "threat": threat.describe(),
+            "norm": threat.norm,
+            "eps": threat.eps,
+            "profile": profile,
+            **common(images, seed, device),
+        },
+    )
+    setting = Setting(
+        victim,
+        threat,
+        width or widths.automatic(images.x[0]),
+        seed,
+        eight_bit,
+        device,
+        (lambda: False) if deadline is None else (lambda: time.monotonic() > deadline),
+    )
+    search = Search(setting, plan, images, victim.classes, run, tell)
+    finished = search.work()
+    _afterwards(search, queried, victim, finished)
+    return Audit(run.path, conclude(run), kept)
+
+
+def conclude(run: Run) -> dict[str, Any]:
+    """Rebuild what is derived from an audit's shards: the section `audit`, `rows.csv` and `result.json`."""
+    figures = summarise(run) | {"run": str(run.path)}
+    run.record("audit", {key: value for key, value in figures.items() if key != "run"})
+    write_rows(run)
+    run.write_result()
+    return figures
+
+
+def _images(data: Images | Dataset | tuple[Tensor, Tensor]) -> Images:
+    if isinstance(data, Dataset):
+        return data.test
+    if isinstance(data, Images):
+        return data
+    x, y = data
+    classes = tuple(str(label) for label in range(max(2, int(y.max()) + 1 if len(y) else 2)))
+    return Images("images", x, y, torch.arange(len(x)), classes)
+
+
+def _digest(model: Model) -> str | None:
+    """Of the weights, where they can be seen; None is equal to None, so take care to resume with the same model."""
+    if isinstance(model, TorchModel) and isinstance(model.net, nn.Module):
+        return digest(model.net)
+    return None
+
+
+def _afterwards(search: Search, model: Model, victim: Victim, finished: bool) -> None:
+    """The checklist and the curve, once, and as far as there is time; then the mark that all is done."""
+    run, standing, images = search.run, search.standing, search.images
+    stop: Callable[[], bool] = search.setting.stop
+    right = (standing.clean_label == standing.y) & (standing.state != WAITING) & (standing.state != ERROR)
+    places = right.nonzero().squeeze(1)
+    places = places[torch.linspace(0, len(places) - 1, min(CHECKED, len(places))).long()] if len(places) else places
+    x, y, ids = search.to(images.x[places]), search.to(images.y[places]), search.to(images.ids[places])
+    setting = search.setting
+    if not run.figures("checklist") and not stop():
+        began = time.monotonic()
+        search.tell("checklist", 0, 1)
+        signs, cost = masking.check(
+            model, x, y, setting.threat, ids=ids, seed=setting.seed, width=setting.width, stop=stop
+        )
+        told = {"signs": [asdict(sign) for sign in signs], "rows": len(x), "seconds": time.monotonic() - began}
+        if not stop():
+            run.record("checklist", {**told, **asdict(cost)})
+    if not run.figures("curve") and not stop() and search.plan.name != "quick" and setting.threat.eps:
+        began = time.monotonic()
+        search.tell("curve", 0, 1)
+        front = Front(x, y, ids, x, torch.full((len(x),), -torch.inf, device=x.device))
+        clean = float((standing.clean_label == standing.y).double().mean())
+        drawn = curve.measure(setting, front, clean, stop)
+        if drawn is not None:
+            run.record("curve", {**drawn, "seconds": time.monotonic() - began})
+    if finished and not run.figures("finished"):
+        run.record("finished", {"access": victim.access.name, "probabilities": victim.probabilities})

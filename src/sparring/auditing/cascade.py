@@ -1,0 +1,154 @@
+"""What is tried, and on which rows: all rows meet the cheap attacks, and the nearest survivors ever more.
+
+Openings meet every row that holds. Then come rounds, each of about the same work: half as many rows, with
+twice as many digs each. Rows are ranked by how close they came, over the whole audit and between rounds
+only: a row's fate depends on neither its batch nor its shard. Where a round still breaks many of its rows,
+the next one takes as many again before it halves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from sparring.attacks.sprint import Sprint
+from sparring.attacks.square import Square
+from sparring.auditing.hunt import BOUNDARY, Front, Hunt, Setting, dig
+from sparring.core.attack import Attack
+from sparring.core.errors import unknown
+
+_SALT = 100_000  # noise apart for every stage
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much to try."""
+
+    name: str
+    opening: int  # steps of the first sprint
+    aimed: int  # sprints towards the likeliest wrong classes
+    work: float  # digs for each row that the openings leave
+    deepest: int  # digs that one row gets in one round, at most
+
+    version = 1
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("quick", opening=8, aimed=1, work=2, deepest=4),
+        Profile("standard", opening=12, aimed=2, work=7.5, deepest=128),
+        Profile("deep", opening=20, aimed=5, work=60, deepest=1024),
+    )
+}
+LENGTH = 2  # digs on one chain; more of them go to chains side by side
+STILL_FALLING = 1 / 8  # of a round's rows: then the next round takes as many
+WORTH = 1 / 16  # of a trial's rows: then all rows meet what was tried
+TRIED = 16  # rows in a trial, at least; else an eighth of those that hold
+FEW = 64  # rows; of fewer, each may cost more
+
+
+def profile(name: str) -> Profile:
+    """The profile called `name`."""
+    if name not in PROFILES:
+        raise unknown("profile", name, PROFILES)
+    return PROFILES[name]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One thing to try, on the rows that came closest."""
+
+    number: int
+    name: str
+    rows: int  # how many of those that hold
+    attack: Attack | None = None  # None: dig
+    aim: int | None = None  # the place of the wrong class to aim at, by likelihood
+    digs: int = 0
+    tried: int = 0  # tries of gradients in the rounds before
+    skip: int | None = None  # the stage whose rows are spared
+    trial: bool = False  # on a few rows first: if it breaks few of them, the others are spared it
+
+    def hunt(self, setting: Setting, front: Front) -> Hunt:
+        """Try it on a front."""
+        salt = self.number * _SALT
+        if self.attack is None:
+            tries = range(self.tried, self.tried + max(1, self.digs // 4))
+            return dig(setting, front, self.chains, self.digs // self.chains, tries, salt)
+        hunt = Hunt(setting, front)
+        at = hunt.open
+        hunt.play(self.attack, salt, at, None if self.aim is None else hunt.targets(at, self.aim))
+        return hunt
+
+    @property
+    def chains(self) -> int:
+        """Chains of digs that a row gets side by side."""
+        return max(1, self.digs // LENGTH)
+
+
+def openings(plan: Profile, norm: str, classes: int, gradients: bool) -> list[Stage]:
+    """What every row meets, or at least those of a trial; `rows` and `number` are still to be filled in."""
+    if not gradients:
+        return [Stage(0, "square", 0, Square(steps=50 * plan.opening, p=0.3))]
+    aims = range(min(plan.aimed, classes - 1))
+    stages = [Stage(0, "sprint", 0, Sprint(plan.opening, loss="log_odds"))]
+    if norm != "linf":  # there gradients often vanish inside the ball, and return beyond it
+        stages += [Stage(0, f"boundary {aim + 1}", 0, BOUNDARY, aim, trial=True) for aim in aims]
+    return stages
+
+
+@dataclass
+class Cascade:
+    """Which stage comes next; it knows only how many rows held before and after each."""
+
+    plan: Profile
+    norm: str
+    classes: int
+    gradients: bool
+    stage: Stage | None = None
+    first: int = 0  # rows that the openings left
+    spent: int = 0  # digs so far
+    tried: int = 0  # and tries of gradients, of one row
+
+    def __post_init__(self) -> None:
+        """Lay out the openings."""
+        self.ahead = openings(self.plan, self.norm, self.classes, self.gradients)
+
+    def next(self, held: int, fell: int) -> Stage | None:
+        """The stage after the last one, which broke `fell` rows and left `held`; None at the end."""
+        last = self.stage
+        number = 1 if last is None else last.number + 1
+        if not held:
+            self.stage = None
+        elif last is not None and last.trial and fell > WORTH * last.rows:
+            self.stage = replace(last, number=number, rows=held, trial=False, skip=last.number)
+        elif self.ahead:
+            stage = self.ahead.pop(0)
+            few = min(held, max(TRIED, held // 8))
+            self.stage = replace(stage, number=number, rows=few if stage.trial else held)
+        else:
+            self.stage = self._round(number, held, fell)
+        return self.stage
+
+    def _round(self, number: int, held: int, fell: int) -> Stage | None:
+        last = self.stage
+        if last is None or not last.digs:
+            rows, digs, self.first = held, 1, held
+        elif fell > STILL_FALLING * last.rows:
+            rows, digs = last.rows, last.digs
+        else:
+            rows, digs = (last.rows + 1) // 2, 2 * last.digs
+        rows = min(rows, held)
+        self.spent += rows * digs
+        if digs > self.plan.deepest or self.spent > self.plan.work * max(self.first, FEW):
+            return None
+        tried, self.tried = self.tried, self.tried + max(1, digs // 4)
+        return Stage(number, f"round of {digs}", rows, digs=digs, tried=tried)
+
+
+def nearest(gap: Tensor, ids: Tensor, count: int) -> Tensor:
+    """(count,) the places of the largest gaps, in the order of `ids`; of equal gaps the lowest ids."""
+    by_id = ids.argsort()
+    chosen = by_id[gap[by_id].argsort(descending=True, stable=True)[:count]]
+    return chosen[ids[chosen].argsort()]

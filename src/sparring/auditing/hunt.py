@@ -1,0 +1,222 @@
+"""The search for one chunk of rows: short attacks, each beginning where the one before came closest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparring.attacks.fab import FAB
+from sparring.attacks.sprint import Sprint
+from sparring.attacks.square import Square
+from sparring.core.attack import Attack
+from sparring.core.batch import Batch, Rows
+from sparring.core.judge import Judge
+from sparring.core.model import Access, Model
+from sparring.core.threat import Threat
+from sparring.engine.loop import Task, search
+from sparring.engine.outcome import Ledger
+from sparring.engine.replay import replay
+
+JUDGE = Judge(any_wrong=True)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a hunt is for, and with what."""
+
+    model: Model
+    threat: Threat
+    width: int
+    seed: int = 0
+    eight_bit: bool = False
+    device: str = "cpu"
+    stop: Callable[[], bool] = lambda: False
+
+    @property
+    def gradients(self) -> bool:
+        """May attacks ask for gradients?"""
+        return self.model.access >= Access.GRADIENT
+
+
+@dataclass(frozen=True)
+class Front(Rows):
+    """Rows that hold so far."""
+
+    x: Tensor  # (n, c, h, w) clean images
+    y: Tensor  # (n,) int64
+    ids: Tensor  # (n,) int64
+    best: Tensor  # (n, c, h, w) the legal point that came closest to an error
+    gap: Tensor  # (n,) float32 max z_other - z_y there: negative
+
+    def to(self, device: str) -> Front:
+        """The same rows on a device."""
+        return self._map(lambda _, tensor: tensor.to(device))
+
+
+class Hunt:
+    """Attacks on the rows of a front, one after the other; found, closest and spent are kept a row."""
+
+    def __init__(self, setting: Setting, front: Front, chain: int | Tensor = 0) -> None:
+        self.setting, self.y = setting, front.y
+        self.x, self.best, self.gap = front.x, front.best.clone(), front.gap.clone()
+        self.noise_ids = front.ids + (chain << 40)  # so that every chain of a row draws noise of its own
+        self.found = torch.zeros_like(front.y, dtype=torch.bool)
+        self.failed: dict[int, str] = {}
+        self.forward, self.backward = torch.zeros_like(front.y), torch.zeros_like(front.y)
+        self.stopped = False
+
+    @property
+    def open(self) -> Tensor:
+        """(m,) rows that still hold and that the model answers for."""
+        held = ~self.found
+        held[list(self.failed)] = False
+        return held.nonzero().squeeze(1)
+
+    def play(self, attack: Attack, salt: int, at: Tensor | None = None, goal: Tensor | None = None) -> None:
+        """Run `attack` on the rows `at` (default: all that hold), towards `goal` (m,) if that is given."""
+        at = self.open if at is None else at
+        if self.stopped or not len(at):
+            return
+        setting, x, y = self.setting, self.x[at], self.y[at]
+        aim = torch.full_like(y, -1) if goal is None else goal
+        rows = Batch(x, y, aim, at, setting.threat, self.best[at])  # its keys come from `sample`
+        ledger = Ledger(setting.threat, x, y, torch.zeros_like(y, dtype=torch.float64))
+        task = Task(
+            rows,
+            self.noise_ids[at],
+            aim[:, None],
+            torch.arange(len(at), device=x.device),
+            seed=setting.seed * 1_000_003 + salt,
+            eight_bit=setting.eight_bit,
+            closest=True,
+            stop=setting.stop,
+        )
+        search(setting.model, attack, JUDGE, task, ledger, setting.width)
+        self._absorb(ledger, at)
+
+    def _absorb(self, ledger: Ledger, at: Tensor) -> None:
+        self.forward.index_add_(0, at, ledger.forward)
+        self.backward.index_add_(0, at, ledger.backward)
+        places = at.tolist()
+        self.failed |= {places[row]: why for row, why in ledger.reasons.items()}
+        won = at[ledger.found]
+        self.found[won], self.best[won] = True, ledger.best[ledger.found]
+        nearer = ~ledger.found & (ledger.gap > self.gap[at])
+        self.best[at[nearer]], self.gap[at[nearer]] = ledger.best[nearer], ledger.gap[nearer]
+        self.stopped = self.stopped or bool(ledger.unsettled)
+
+    def targets(self, at: Tensor, place: Tensor | int) -> Tensor:
+        """(m,) for rows `at`: the wrong class that is `place`-th likeliest (from 0) where the row came closest."""
+        once, back = torch.unique(at, return_inverse=True)
+        aim = torch.full_like(once, -1)
+        rows = Batch(self.x[once], self.y[once], aim, aim, self.setting.threat)
+        judged = replay(self.setting.model, JUDGE, rows, self.best[once], self.setting.width)
+        self.forward[once] += 1
+        if judged.logits is None:
+            return torch.full_like(at, -1)
+        logits = judged.logits[back].nan_to_num(-torch.inf).scatter(1, self.y[at][:, None], -torch.inf)
+        order = logits.argsort(dim=1, descending=True, stable=True)[:, : logits.shape[1] - 1]
+        wanted = torch.as_tensor(place, device=at.device).clamp_min(0).expand(len(at)) % order.shape[1]
+        return order.gather(1, wanted[:, None]).squeeze(1)
+
+    def take_over(self, each: Hunt, row: Tensor) -> None:
+        """Bear the costs and the failures of chains, whose rows are `row`."""
+        self.forward.index_add_(0, row, each.forward)
+        self.backward.index_add_(0, row, each.backward)
+        places = row.tolist()
+        failed = {places[at]: why for at, why in each.failed.items()}
+        self.failed |= {at: why for at, why in failed.items() if not self.found[at]}
+        self.stopped = self.stopped or each.stopped
+
+    def dig(self, salt: int, at: Tensor | None = None) -> None:
+        """A little random search from where the row came closest, then a few gradient steps from there."""
+        self.play(DIG, salt, at)
+        if self.setting.gradients:
+            self.play(POLISH, salt + 1, None if at is None else at[~self.found[at]])
+
+
+DIG = Square(steps=40, p=0.1, mixed=True, warm=True)
+POLISH = Sprint(steps=3, first=0.3, start="given")
+AFRESH = Square(steps=20, p=0.3, mixed=True)
+BOUNDARY = FAB(steps=50, beta=0.85, loss="lead")
+
+_SHORT = Sprint(steps=12, first=1.0, loss="lead", start="clean")
+_LONG = Sprint(steps=20, first=1.5, loss="lead")
+_BLOCKS = Sprint(steps=12, loss="log_odds", start="blocks")
+_FREE = Sprint(steps=20, first=1.0, loss="log_odds")
+Try = tuple[Attack, int | None]  # with the wrong class to aim at, by likelihood
+TRIES: tuple[Try, ...] = (
+    (_SHORT, 0),
+    (_SHORT, 1),
+    (_BLOCKS, None),
+    (_SHORT, 2),
+    (BOUNDARY, 0),
+    (_LONG, 0),
+    (_SHORT, 3),
+    (_FREE, None),
+    (_LONG, 1),
+    (BOUNDARY, 1),
+    (_SHORT, 4),
+    (_LONG, 2),
+)
+
+
+def dig(setting: Setting, front: Front, chains: int, digs: int, tries: range, salt: int) -> Hunt:
+    """Tries of gradients from elsewhere, then `digs` digs on each of `chains` chains from where the row came closest.
+
+    A row is broken by the first of these that breaks it; of several side by side the lowest counts.
+    """
+    whole = Hunt(setting, front)
+    if setting.gradients:
+        _try(whole, front, tries, salt)
+    at = whole.open
+    held = Front(front.x[at], front.y[at], front.ids[at], whole.best[at], whole.gap[at])
+    each, row = _side_by_side(setting, held, chains)
+    for turn in range(digs):
+        live = each.open
+        live = live[~whole.found[at[row[live]]]]
+        if not len(live) or each.stopped or whole.stopped:
+            break
+        each.dig(salt + len(TRIES) + 2 * turn, live)
+        _gather(whole, at, each)
+    whole.take_over(each, at[row])
+    return whole
+
+
+def _try(whole: Hunt, front: Front, tries: range, salt: int) -> None:
+    """Tries side by side, those of one kind together."""
+    each, row = _side_by_side(whole.setting, front, len(tries))
+    each.gap = torch.full_like(each.gap, -torch.inf)
+    which = torch.arange(len(tries), device=row.device).repeat_interleave(len(front.y))
+    for kind, attack in enumerate(dict.fromkeys(attack for attack, _ in TRIES)):
+        aims = [aim if kin == attack else -2 for kin, aim in (TRIES[number % len(TRIES)] for number in tries)]
+        aim = torch.tensor([-1 if place is None else place for place in aims], device=row.device)[which]
+        at = (aim > -2).nonzero().squeeze(1)
+        at = at[~whole.found[row[at]]]
+        if len(at):
+            goal = whole.targets(row[at], aim[at]) if int(aim[at].max()) >= 0 else None
+            each.play(attack, salt + kind, at, goal)
+            _gather(whole, torch.arange(len(front.y), device=row.device), each)
+    whole.take_over(each, row)
+
+
+def _side_by_side(setting: Setting, front: Front, chains: int) -> tuple[Hunt, Tensor]:
+    """A hunt with `chains` chains of every row, and the row of each."""
+    row = torch.arange(len(front.y), device=front.y.device).repeat(chains)
+    chain = torch.arange(chains, device=row.device).repeat_interleave(len(front.y))
+    return Hunt(setting, front.take(row), chain), row
+
+
+def _gather(whole: Hunt, at: Tensor, each: Hunt) -> None:
+    """Tell the rows `at` what their chains have found; where none has, the closest of them counts."""
+    for start in range(0, len(each.y), len(at)):
+        part = slice(start, start + len(at))
+        won = each.found[part] & ~whole.found[at]
+        whole.found[at[won]], whole.best[at[won]] = True, each.best[part][won]
+    for start in range(0, len(each.y), len(at)):
+        part = slice(start, start + len(at))
+        nearer = ~whole.found[at] & ~each.found[part] & (each.gap[part] > whole.gap[at])
+        whole.best[at[nearer]], whole.gap[at[nearer]] = each.best[part][nearer], each.gap[part][nearer]

@@ -1,0 +1,225 @@
+"""The audit: a verdict for every image, with its witness, and with a plan that a crash does not lose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparring.auditing.cascade import Cascade, Profile, Stage, nearest
+from sparring.auditing.evidence import Evidence, Shard, as_json
+from sparring.auditing.hunt import JUDGE, Front, Hunt, Setting
+from sparring.auditing.run import Run
+from sparring.auditing.standing import BROKEN, CERTIFIED, ERROR, HELD, MISCLASSIFIED, STATES, WAITING, Standing
+from sparring.core.batch import Batch
+from sparring.data.images import Images
+from sparring.engine.replay import Judged, replay
+
+_PIXELS = 2**22  # numbers in the images of one chunk, at most
+_SECONDS = 5.0  # what a chunk should take: what a crash may cost
+
+Tell = Callable[[str, int, int], None]  # what is going on, rows done, of how many
+
+
+@dataclass
+class Search:
+    """The search for the verdicts of one run, from wherever it stands."""
+
+    setting: Setting
+    plan: Profile
+    images: Images
+    classes: int
+    run: Run
+    tell: Tell = lambda *_: None
+
+    def __post_init__(self) -> None:
+        """Take up what is on disk."""
+        self.evidence, self.standing = Evidence(self.run), Standing(self.images.ids, self.images.y)
+        self.rate = 0.0  # rows a second in the last chunk
+        self.began = time.monotonic()  # when that was begun
+        self._later: dict[int, list[tuple[str, Shard]]] = {}
+        for name, shard in self.evidence.shards():
+            self._later.setdefault(shard.stage, []).append((name, shard))
+
+    def work(self) -> bool:
+        """Go through all stages; returns whether there was time for all of them."""
+        self._take_up(0)
+        if not self._clean():
+            return False
+        cascade = Cascade(self.plan, self.setting.threat.norm, self.classes, self.setting.gradients)
+        fell = 0
+        while (stage := cascade.next(len(self.standing.held), fell)) is not None:
+            held = self.standing.held
+            held = held if stage.skip is None else held[self.standing.stage[held] != stage.skip]
+            chosen = held[nearest(self.standing.gap[held], self.standing.ids[held], stage.rows)]
+            self._take_up(stage.number)
+            if not self._stage(stage, chosen):
+                return False
+            fell = self.standing.fell[stage.number]
+            self.evidence.forget(self.standing.stale())
+        self.evidence.forget(set(self.standing.names))
+        return True
+
+    def _take_up(self, number: int) -> None:
+        """Apply the shards that a stage has on disk."""
+        for name, shard in self._later.pop(number, []):
+            self.standing.apply(name, shard)
+
+    def _chunks(self, chosen: Tensor, widening: int) -> list[Tensor]:
+        """The next rows to work on, few enough for memory and for a crash to cost little."""
+        fits = _PIXELS // max(1, self.images.x[0].numel()) // widening
+        self.began = time.monotonic()
+        soon = int(self.rate * _SECONDS) if self.rate else self.setting.width
+        return list(torch.split(chosen, max(1, min(max(fits, 1), max(soon, self.setting.width)))))
+
+    def _clean(self) -> bool:
+        """Stage 0: what the model says of the untouched images."""
+        while len(waiting := (self.standing.state == WAITING).nonzero().squeeze(1)):
+            if self.setting.stop():
+                return False
+            at = self._chunks(waiting, 1)[0]
+            self._look(at)
+            self.tell("clean images", len(self.images) - len(waiting) + len(at), len(self.images))
+        return True
+
+    def _look(self, at: Tensor) -> None:
+        x, y = self.to(self.images.x[at]), self.to(self.images.y[at])
+        judged = self._judge(x, y, x)
+        state = torch.where(judged.hit, MISCLASSIFIED, HELD).cpu()
+        if not self.setting.threat.eps:  # the ball holds the clean image alone, and that was looked at
+            state[state == HELD] = CERTIFIED
+        state[list(judged.failed)] = ERROR
+        gap = torch.zeros(len(at))
+        if judged.logits is not None:
+            aim = torch.full_like(y, -1)
+            rows = Batch(x, y, aim, aim, self.setting.threat)
+            gap = JUDGE.shortfall(rows, judged.logits).cpu().nan_to_num(0.0)
+        ids = self.images.ids[at]
+        self._commit(
+            Shard(
+                stage=0,
+                name="clean images",
+                ids=ids.tolist(),
+                state=[STATES[code] for code in state.tolist()],
+                gap=gap.tolist(),
+                forward=[1] * len(at),
+                backward=[0] * len(at),
+                errors={str(int(ids[row])): why for row, why in judged.failed.items()},
+                label=judged.label.tolist(),
+                truth=self.images.y[at].tolist(),
+                confidence=[as_json(value) for value in judged.score.tolist()],
+            )
+        )
+
+    def _stage(self, stage: Stage, chosen: Tensor) -> bool:
+        """One stage on the rows `chosen` before it began; False when time ran out."""
+        while True:
+            left = chosen[self.standing.stage[chosen] < stage.number]
+            self.tell(stage.name, len(chosen) - len(left), len(chosen))
+            if not len(left):
+                return True
+            if self.setting.stop():
+                return False
+            at = self._chunks(left, stage.chains)[0]
+            x = self.images.x[at]
+            best = self.standing.closest(at, x, self.evidence)
+            front = Front(x, self.images.y[at], self.images.ids[at], best, self.standing.gap[at])
+            hunt = stage.hunt(self.setting, front.to(self.device))
+            self._settle(stage, at, hunt)
+
+    def _settle(self, stage: Stage, at: Tensor, hunt: Hunt) -> None:
+        """Store what a hunt found, judge it again from there, and write its word."""
+        name, ids = self.evidence.fresh(stage.number), self.images.ids[at]
+        won = hunt.found.cpu().nonzero().squeeze(1)
+        confirmed, said = self._confirm(name, ids[won], hunt, won)
+        moved = won[~confirmed]
+        won = won[confirmed]
+        state = torch.full((len(at),), HELD)
+        state[won] = BROKEN
+        state[[row for row in hunt.failed if state[row] != BROKEN]] = ERROR
+        gap = hunt.gap.cpu()
+        gap[moved], gap[won] = -1e-30, 0.0  # as close as can be, and yet not there
+        complete = torch.full((len(at),), not hunt.stopped) | (state != HELD)
+        held = (state == HELD) & complete
+        if held.any():
+            self.evidence.store_work(name, ids[held], hunt.best.cpu()[held])
+        rows = complete.nonzero().squeeze(1)
+        place = {int(row): number for number, row in enumerate(won.tolist())}
+        forward, backward = hunt.forward.cpu(), hunt.backward.cpu()
+        broken = [place[row] for row in rows.tolist() if row in place]
+        self._commit(
+            Shard(
+                stage=stage.number,
+                name=stage.name,
+                ids=ids[rows].tolist(),
+                state=[STATES[code] for code in state[rows].tolist()],
+                gap=gap[rows].tolist(),
+                forward=forward[rows].tolist(),
+                backward=backward[rows].tolist(),
+                moved=ids[moved].tolist(),
+                errors={str(int(ids[row])): why for row, why in hunt.failed.items() if state[row] == ERROR},
+                **{key: [values[number] for number in broken] for key, values in said.items()},
+            ),
+            name,
+        )
+        rest = (~complete).nonzero().squeeze(1)
+        if len(rest):
+            told: dict[str, Any] = {
+                "ids": ids[rest].tolist(),
+                "forward": forward[rest].tolist(),
+                "backward": backward[rest].tolist(),
+            }
+            self._commit(Shard(stage.number, stage.name, **told, state=[], gap=[], complete=False))
+
+    def _confirm(self, name: str, ids: Tensor, hunt: Hunt, won: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Judge what was found again, from the disk: (m,) confirmed, and what is said of those that are."""
+        said: dict[str, Any] = {"label": [], "confidence": [], "distance": [], "eight_bit": []}
+        if not len(won):
+            return torch.ones(0, dtype=torch.bool), said
+        low, high = self.setting.threat.bounds
+        x, y, exact = hunt.x[won], hunt.y[won], hunt.best[won]
+        rounded = self.setting.threat.quantise(exact, x)
+        levels = ((rounded - low) * (255.0 / (high - low))).round().to(torch.uint8)
+        stored = self.evidence.store_images(name, {"ids": ids, "exact": exact, "eight_bit": levels})
+        again = self._judge(x, y, self.to(stored["exact"]))
+        saved = self._judge(x, y, self.to(stored["eight_bit"].float() / 255.0 * (high - low) + low))
+        hunt.forward[won] += 2
+        confirmed = (again.hit & saved.hit if self.setting.eight_bit else again.hit).cpu()
+        if not confirmed.all():
+            kept = {key: value[confirmed] for key, value in stored.items()}
+            self.evidence.store_images(name, kept)
+        distance = self.setting.threat.distance(self.to(stored["exact"]), x)
+        at = confirmed.nonzero().squeeze(1).tolist()
+        said["label"] = [int(again.label[row]) for row in at]
+        said["confidence"] = [as_json(again.score[row]) for row in at]
+        said["distance"] = [as_json(distance[row]) for row in at]
+        said["eight_bit"] = [bool(saved.hit[row]) for row in at]
+        return confirmed, said
+
+    def _judge(self, x: Tensor, y: Tensor, points: Tensor) -> Judged:
+        aim = torch.full_like(y, -1)
+        return replay(
+            self.setting.model, JUDGE, Batch(x, y, aim, aim, self.setting.threat), points, self.setting.width
+        )
+
+    def _commit(self, shard: Shard, name: str = "") -> None:
+        name = name or self.evidence.fresh(shard.stage)
+        if shard.complete:
+            seconds = time.monotonic() - self.began
+            shard = replace(shard, seconds=seconds)
+            self.rate = len(shard.ids) / max(seconds, 1e-9)
+        self.evidence.commit(name, shard)
+        self.standing.apply(name, shard)
+
+    @property
+    def device(self) -> str:
+        """Where the model computes."""
+        return self.setting.device
+
+    def to(self, tensor: Tensor) -> Tensor:
+        """`tensor` where the model computes."""
+        return tensor.to(self.device)

@@ -1,0 +1,138 @@
+"""What is known of every row of an audit, as its shards tell it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import torch
+from torch import Tensor
+
+from sparring.auditing.evidence import Evidence, Shard
+from sparring.core.verdict import Verdict
+
+STATES = ("waiting", "held", "broken", "misclassified", "certified", "error")
+WAITING, HELD, BROKEN, MISCLASSIFIED, CERTIFIED, ERROR = range(len(STATES))
+_VERDICTS = {
+    WAITING: Verdict.UNDECIDED,
+    HELD: Verdict.UNDECIDED,
+    BROKEN: Verdict.BROKEN,
+    MISCLASSIFIED: Verdict.MISCLASSIFIED,
+    CERTIFIED: Verdict.CERTIFIED,
+    ERROR: Verdict.ERROR,
+}
+
+
+class Standing:
+    """Columns with an entry a row, in the order of the images; `at` finds the rows of ids."""
+
+    def __init__(self, ids: Tensor, y: Tensor) -> None:
+        self.ids, self.y = ids, y
+        n = len(ids)
+        self._order = self.ids.argsort()
+        self._sorted = self.ids[self._order]
+        self.state = torch.zeros(n, dtype=torch.int8)
+        self.gap = torch.full((n,), -torch.inf)
+        self.forward, self.backward = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
+        self.stage = torch.full((n,), -1)  # of the last word
+        self.work, self.place = torch.full((n,), -1), torch.zeros(n, dtype=torch.int64)  # of the closest point
+        self.image = torch.full((n,), -1)  # place of the adversarial image in its shard
+        self.shard = torch.full((n,), -1)
+        self.clean_label, self.label = torch.full((n,), -1), torch.full((n,), -1)
+        self.clean_confidence = torch.full((n,), torch.nan, dtype=torch.float64)
+        self.confidence, self.distance = self.clean_confidence.clone(), self.clean_confidence.clone()
+        self.eight_bit = torch.zeros(n, dtype=torch.bool)
+        self.moved = torch.zeros(n, dtype=torch.bool)
+        self.names: list[str] = []  # of shards, by number
+        self.stages: dict[int, str] = {}  # what was tried, by stage
+        self.reasons: dict[int, str] = {}  # by place
+        self.tried: Counter[int] = Counter()  # rows that each stage settled
+        self.costs: Counter[tuple[int, str]] = Counter()  # by stage: forward, backward
+        self.seconds: defaultdict[int, float] = defaultdict(float)  # by stage
+        self.fell: Counter[int] = Counter()  # rows that each stage broke
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Standing:
+        """What the shards on disk say of the rows that they name."""
+        shards = list(evidence.shards())
+        first = [shard for _, shard in shards if shard.stage == 0 and shard.complete]
+        ids = torch.tensor([row for shard in first for row in shard.ids], dtype=torch.int64)
+        truth = torch.tensor([label for shard in first for label in shard.truth], dtype=torch.int64)
+        order = ids.argsort()
+        standing = cls(ids[order], truth[order])
+        for name, shard in shards:
+            standing.apply(name, shard)
+        return standing
+
+    def at(self, ids: Tensor) -> Tensor:
+        """The places of rows with these ids."""
+        return self._order[torch.searchsorted(self._sorted, ids)]
+
+    @property
+    def held(self) -> Tensor:
+        """(m,) places of the rows that hold so far."""
+        return (self.state == HELD).nonzero().squeeze(1)
+
+    def apply(self, name: str, shard: Shard) -> None:
+        """Take a shard's word."""
+        at = self.at(torch.tensor(shard.ids, dtype=torch.int64))
+        self.forward[at] += torch.tensor(shard.forward, dtype=torch.int64)
+        self.backward[at] += torch.tensor(shard.backward, dtype=torch.int64)
+        self.costs[shard.stage, "forward"] += sum(shard.forward)
+        self.costs[shard.stage, "backward"] += sum(shard.backward)
+        self.seconds[shard.stage] += shard.seconds
+        if not shard.complete:
+            return
+        number = len(self.names)
+        self.names.append(name)
+        self.stages[shard.stage] = shard.name
+        state = torch.tensor([STATES.index(word) for word in shard.state], dtype=torch.int8)
+        self.state[at], self.stage[at], self.shard[at] = state, shard.stage, number
+        self.gap[at] = torch.tensor(shard.gap, dtype=torch.float32)
+        self.tried[shard.stage] += len(at)
+        self.fell[shard.stage] += int((state == BROKEN).sum())
+        holding = at[state == HELD]
+        if shard.stage:
+            self.work[holding], self.place[holding] = number, torch.arange(len(holding))
+        self.moved[self.at(torch.tensor(shard.moved, dtype=torch.int64))] = True
+        self.reasons |= {int(self.at(torch.tensor([int(i)]))): why for i, why in shard.errors.items()}
+        self._told(at if shard.stage == 0 else at[state == BROKEN], shard)
+
+    def _told(self, at: Tensor, shard: Shard) -> None:
+        """What the model said: of clean images in stage 0, later of the adversarial ones."""
+        label = torch.tensor(shard.label, dtype=torch.int64)
+        score = torch.tensor([torch.nan if c is None else c for c in shard.confidence], dtype=torch.float64)
+        if shard.stage == 0:
+            self.clean_label[at], self.clean_confidence[at] = label, score
+            return
+        self.label[at], self.confidence[at] = label, score
+        self.distance[at] = torch.tensor([torch.nan if d is None else d for d in shard.distance], dtype=torch.float64)
+        self.eight_bit[at] = torch.tensor(shard.eight_bit, dtype=torch.bool)
+        self.image[at] = torch.arange(len(at))
+
+    def closest(self, at: Tensor, x: Tensor, evidence: Evidence) -> Tensor:
+        """(m, c, h, w) where the rows at `at` (m,) with clean images `x` came closest."""
+        best = x.clone()
+        for number in torch.unique(self.work[at]).tolist():
+            mine = self.work[at] == number
+            if number >= 0:
+                best[mine] = evidence.closest(self.names[number], self.place[at[mine]])
+        return best
+
+    def stale(self) -> set[str]:
+        """Shards whose closest points are all superseded."""
+        needed = set(torch.unique(self.work[self.held]).tolist())
+        return {name for number, name in enumerate(self.names) if number not in needed}
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """The verdict of every row."""
+        return [_VERDICTS[state] for state in self.state.tolist()]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows of each verdict."""
+        tally = torch.bincount(self.state.long(), minlength=len(STATES)).tolist()
+        counts = {str(verdict): 0 for verdict in Verdict}
+        for state, rows in enumerate(tally):
+            counts[str(_VERDICTS[state])] += rows
+        return counts
