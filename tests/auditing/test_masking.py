@@ -97,6 +97,23 @@ def hardened(digits: Rows) -> nn.Sequential:
     return net.eval()
 
 
+def test_the_thresholds():
+    """A change here changes verdicts: change it on purpose."""
+    assert {name: threshold for name, (threshold, _) in KINDS.items()} == {
+        "random_outputs": 1e-4,
+        "probabilities": 0.99,
+        "zero_gradient": 0.05,
+        "one_step_beats_iterative": 0.02,
+        "black_box_beats_white_box": 0.02,
+        "success_falls_with_eps": 0.02,
+        "unbounded_attack_fails": 0.02,
+        "loss_still_climbing": 0.05,
+        "more_steps_still_help": 0.02,
+        "random_noise_finds_errors": 0.01,
+        "dynamic_computation": 0.0,
+    }
+
+
 # Healthy models
 
 
@@ -192,6 +209,7 @@ def test_probabilities(net, rows):
     assert signs_of(net, rows, Linf(0.15))["probabilities"].measure == 0
     # Outputs that sum to 1 are no probabilities if some are negative.
     assert signs_of(lambda x: net(x) - net(x).mean(1, True) + 0.1, rows, Linf(0.15))["probabilities"].measure == 0
+    assert signs_of(lambda x: 1.001 * net(x).softmax(1), rows, Linf(0.15))["probabilities"].measure == 0
     named = TorchModel(lambda x: net(x).softmax(1), probabilities=True)
     assert measured(named, rows, Linf(0.15))[0]["probabilities"].measure == 0
 
@@ -316,14 +334,20 @@ def test_the_unbounded_attack_runs_in_every_norm(net, rows):
         assert signs_of(net, rows, threat)["unbounded_attack_fails"].measure == 0
 
 
-def chain(length: int, eps: float, *, goal: float) -> Net:
-    """A pixel counts, and has a gradient, only when those before it are at their end: an attack goes one by one."""
+def chain(length: int, *, goal: float, timid: bool = False) -> Net:
+    """A pixel counts, and has a gradient, only when those before it are at their end: an attack goes one by one.
+
+    Grey is half of the way, 0.1 above it the end. A `timid` one has no gradient if any other pixel is moved.
+    """
 
     def net(x: Tensor) -> Tensor:
-        level = ((x.flatten(1)[:, :length] - 0.5) / eps * 0.5 + 0.5).clamp(0, 1)
+        level = ((x.flatten(1)[:, :length] - 0.5) / 0.2 + 0.5).clamp(0, 1)
         done = (level > 0.95).float().cumprod(1)
         opened = torch.cat([torch.ones_like(done[:, :1]), done[:, :-1]], 1)
         way = (opened * level).sum(1) / length
+        if timid:
+            still = ((x.flatten(1)[:, length:] - 0.5).abs() < 1e-4).all(1)
+            way = torch.where(still, way, 0 * way)
         return torch.stack([torch.full_like(way, goal), way], 1)
 
     return net
@@ -334,18 +358,33 @@ def grey(n: int = 12) -> Rows:
 
 
 def test_loss_still_climbing():
-    sign = signs_of(chain(60, 0.1, goal=1.0), grey(), Linf(0.1))["loss_still_climbing"]
+    sign = signs_of(chain(60, goal=1.1), grey(), Linf(0.1))["loss_still_climbing"]
+    assert sign.raised
     assert sign.measure == pytest.approx(1 / 2, abs=0.15)  # each pixel takes as long
-    assert signs_of(chain(1, 0.1, goal=1.1), grey(), Linf(0.1))["loss_still_climbing"].measure == pytest.approx(
-        0, abs=1e-6
-    )
+    sign = signs_of(chain(1, goal=1.1), grey(), Linf(0.1))["loss_still_climbing"]
+    assert sign.measure == pytest.approx(0, abs=1e-6)
+
+
+def test_a_row_that_falls_in_the_last_steps_was_climbing():
+    """Only the run from the image itself breaks this one, and only at its third pixel."""
+    sign = signs_of(chain(3, goal=0.9, timid=True), grey(), Linf(0.1))["loss_still_climbing"]
+    assert "On 12 rows" in sign.finding
+    assert sign.measure == pytest.approx((0.9 - 2.5 / 3) / (0.9 - 0.5 / 3), abs=1e-4)
+
+
+def test_a_margin_that_never_rose_does_not_climb(digits):
+    x = digits[0][:10]
+    sign = signs_of(pitted(0.0), (x, torch.zeros(10, dtype=torch.int64)), Linf(0.1))["loss_still_climbing"]
+    assert sign.measure is None
+    assert "no row held on which the margin rose" in sign.finding
 
 
 def test_more_steps_still_help():
-    sign = signs_of(chain(10, 0.1, goal=0.95), grey(), Linf(0.1))["more_steps_still_help"]
-    assert sign.measure > 0.5
+    signs = signs_of(chain(10, goal=0.95), grey(), Linf(0.1))
+    assert signs["more_steps_still_help"].measure > 0.5
+    assert signs["black_box_beats_white_box"].finding.startswith("All 12 rows had fallen to gradient attacks")
     for goal in (0.5, 1.1):  # too easy, and out of reach
-        assert signs_of(chain(2, 0.1, goal=goal), grey(), Linf(0.1))["more_steps_still_help"].measure == 0
+        assert signs_of(chain(2, goal=goal), grey(), Linf(0.1))["more_steps_still_help"].measure == 0
 
 
 def pitted(share: float) -> Net:
@@ -363,13 +402,10 @@ def pitted(share: float) -> Net:
 def test_random_noise_finds_errors(digits):
     x = digits[0][:64]
     for share, expected in ((0.1, True), (0.0, False)):
-        net = pitted(share)
-        held = net(x).argmax(1) == 0
-        sign = signs_of(net, (x[held], torch.zeros(int(held.sum()), dtype=torch.int64)), Linf(0.1))[
-            "random_noise_finds_errors"
-        ]
-        assert sign.raised == expected
-        assert (sign.measure > 0.3) == expected
+        held = x[pitted(share)(x).argmax(1) == 0]
+        signs = signs_of(pitted(share), (held, torch.zeros(len(held), dtype=torch.int64)), Linf(0.1))
+        assert signs["random_noise_finds_errors"].raised == expected
+        assert (signs["random_noise_finds_errors"].measure > 0.3) == expected
 
 
 def polished(net: Net, *, how: str) -> Net:
@@ -509,14 +545,18 @@ def test_out_of_time(hardened, digits, turns):
 
 
 def test_the_order_of_the_rows_does_not_matter(hardened, digits):
-    x, y = right(hardened, digits)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(3))
-    for threat in (Linf(0.17), L2(0.7)):
-        first, cost = measured(TorchModel(hardened), (x, y), threat, ids=100 + torch.arange(64))
-        again, same = measured(TorchModel(hardened), (x[order], y[order]), threat, ids=100 + order)
+    x, y = right(hardened, digits)
+    for net, labels, threat in (
+        (hardened, y, Linf(0.17)),
+        (hardened, y, L2(0.7)),
+        (pitted(0.1), torch.zeros_like(y), Linf(0.1)),  # here every draw of noise matters
+    ):
+        first, cost = measured(TorchModel(net), (x, labels), threat, ids=100 + torch.arange(64))
+        again, same = measured(TorchModel(net), (x[order], labels[order]), threat, ids=100 + order)
         assert first == again
-        assert cost.forward == pytest.approx(same.forward, rel=0.01), (
-            "which start is cancelled hangs on who sits where"
+        assert cost.forward == pytest.approx(same.forward, rel=0.02), (
+            "who sits where decides which start is cancelled"
         )
 
 

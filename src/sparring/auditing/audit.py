@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparring.auditing import curve, masking
+from sparring.auditing import curve, gallery, masking
 from sparring.auditing.cascade import profile as named_profile
 from sparring.auditing.evidence import Evidence
 from sparring.auditing.hunt import Front, Setting
@@ -198,5 +198,6 @@ def _afterwards(search: Search, model: Model, victim: Victim, finished: bool) ->
         drawn = curve.measure(setting, front, clean, stop)
         if drawn is not None:
             run.record("curve", {**drawn, "seconds": time.monotonic() - began})
+    gallery.hang(run, standing, images)
     if finished and not run.figures("finished"):
         run.record("finished", {"access": victim.access.name, "probabilities": victim.probabilities})

@@ -41,7 +41,7 @@ class Run:
     @classmethod
     def create(cls, out: Path | None, slug: str, plan: Mapping[str, Any]) -> Run:
         """A run at `out`, or at `runs/<time>-<slug>` when `out` is None; `out` may hold a run of the same plan."""
-        path = out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}"
+        path = out or cls.place(slug)
         wanted = {"schema": SCHEMA, "kind": slug, **json.loads(json.dumps(plan))}
         if (path / "plan.json").is_file():
             found = json.loads((path / "plan.json").read_text())
@@ -51,6 +51,11 @@ class Run:
         run = cls(path)
         run.event("start", kind=slug)
         return run
+
+    @staticmethod
+    def place(slug: str) -> Path:
+        """Where a run goes that nobody gave a place."""
+        return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}"
 
     @classmethod
     def open(cls, path: Path) -> Run:

@@ -162,7 +162,7 @@ class Search:
                 backward=backward[rows].tolist(),
                 moved=ids[moved].tolist(),
                 errors={str(int(ids[row])): why for row, why in hunt.failed.items() if state[row] == ERROR},
-                **{key: [values[number] for number in broken] for key, values in said.items()},
+                **_chosen(said, broken),
             ),
             name,
         )
@@ -223,3 +223,7 @@ class Search:
     def to(self, tensor: Tensor) -> Tensor:
         """`tensor` where the model computes."""
         return tensor.to(self.device)
+
+
+def _chosen(said: dict[str, Any], places: list[int]) -> dict[str, Any]:
+    return {key: [values[place] for place in places] for key, values in said.items()}

@@ -1,0 +1,148 @@
+"""`sparring audit`: a verdict for every image, with its witness."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparring.auditing.audit import Audit
+from sparring.auditing.audit import audit as run_audit
+from sparring.auditing.gate import check_bar, check_baseline, check_finished
+from sparring.auditing.run import Run
+from sparring.cli import options
+from sparring.cli.show import Show, percent
+from sparring.core.errors import UsageError
+from sparring.core.threat import threat
+from sparring.data import load
+from sparring.models.spec import Named, open_model
+from sparring.reporting import write_report
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="A checkpoint, file.py:function or package.module:function.")],
+    data: options.Data = None,
+    norm: Annotated[str, typer.Option("--norm", help="linf, l2 or l1.")] = "linf",
+    eps: options.Eps = None,
+    profile: Annotated[
+        str, typer.Option("--profile", help="quick (a commit hook), standard, or deep (keeps digging).")
+    ] = "standard",
+    budget: Annotated[str | None, typer.Option("--budget", help="Stop after this long, such as 60s or 5m.")] = None,
+    eight_bit: Annotated[bool, typer.Option("--eight-bit", help="Count images that survive as 8-bit files.")] = False,
+    fail_under: Annotated[
+        float | None, typer.Option("--fail-under", help="Exit 1 if robust accuracy (its upper end) is below this.")
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="The run folder of an earlier audit.")] = None,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", help="Exit 1 if it lies this much below the baseline's.")
+    ] = 0.0,
+    width: options.Width = None,
+    data_dir: options.DataDir = None,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    device: options.DeviceName = "auto",
+    out: options.Out = None,
+    json: options.Json = False,
+) -> None:
+    """Give every test image a verdict; again with the same --out, go on where a run was cut short."""
+    show, where = Show(json), options.device(device)
+    seconds = _seconds(budget)
+    if fail_under is not None and not 0 <= fail_under <= 1:
+        raise UsageError(f"expected --fail-under as a share from 0 to 1, got {fail_under}")
+    victim = open_model(model, where)
+    images = load(_data(data, victim), data_dir, on_status=show.say).test.take(limit)
+    limits = threat(norm, options.radius(norm, eps), victim.model.bounds)
+    before = None if baseline is None else Run.open(baseline)
+    with show.progress():
+        found = run_audit(
+            victim.model,
+            images,
+            limits,
+            profile=profile,
+            seed=seed,
+            budget=seconds,
+            eight_bit=eight_bit,
+            width=width,
+            device=where,
+            out=out or Run.place("audit"),
+            name=victim.name,
+            tell=partial(_tell, show),
+        )
+    report = write_report(Run.open(found.run))
+    _tables(show, found)
+    show.say(f"report: {report}")
+    show.result(found.figures | {"report": str(report)})
+    check_bar(found.figures, fail_under)
+    check_baseline(found.figures, Run.open(found.run), before, max_drop)
+    check_finished(found.figures, budget is not None)
+
+
+def _tell(show: Show, what: str, done: int, of: int) -> None:
+    show.tick(what, done, of)
+
+
+def _seconds(budget: str | None) -> float | None:
+    if budget is None:
+        return None
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(s|m|min|h|)", budget.strip())
+    if match is None:
+        raise UsageError(f"expected --budget as seconds, minutes or hours, such as 60s or 5m, got {budget!r}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _data(data: str | None, victim: Named) -> str:
+    spec: str | None = data or victim.card.get("data")
+    if spec is None:
+        raise UsageError("expected --data: this model's card names no data set")
+    return spec
+
+
+def _tables(show: Show, found: Audit) -> None:
+    figures = found.figures
+    rows, ends, people = figures["rows"], figures["robust_accuracy"], figures["population"]
+    show.table(
+        f"{rows} rows: clean accuracy {percent(figures['clean_accuracy'])}",
+        ["verdict", "rows", "share"],
+        [[name, f"{count:,}", percent(count / rows)] for name, count in figures["counts"].items()],
+    )
+    show.table(
+        "who decided",
+        ["tried", "met", "broke", "forward/row", "backward/row", "seconds"],
+        [
+            [
+                stage["name"],
+                f"{stage['rows']:,}",
+                f"{stage['broken']:,}",
+                f"{stage['forward'] / rows:,.1f}",
+                f"{stage['backward'] / rows:,.1f}",
+                f"{stage['seconds']:,.2f}",
+            ]
+            for stage in figures["stages"]
+        ],
+    )
+    show.say(
+        f"robust accuracy between {percent(ends['lower'])} (proved) and {percent(ends['upper'])} (not broken by "
+        f"what was tried); for all such images, with 95 % confidence, between {percent(people['lower'])} and "
+        f"{percent(people['upper'])}"
+    )
+    if not figures["counts"]["certified"]:
+        show.say("the lower end is 0: no proof was tried")
+    _remarks(show, figures)
+
+
+def _remarks(show: Show, figures: dict[str, Any]) -> None:
+    if figures["moved"]:
+        show.say(
+            f"{figures['moved']} rows were found broken once and, judged again, were not: rounding decides there"
+        )
+    for row, reason in figures["errors"].items():
+        show.say(f"row {row} has no verdict: {reason}")
+    for warning in figures["warnings"]:
+        show.say(f"warning: {warning}")
+    if not figures["complete"]:
+        show.say(f"not complete: the same command with --out {figures['run']} goes on")
