@@ -194,6 +194,7 @@ def _afterwards(search: Search, model: Model, victim: Victim, finished: bool) ->
         began = time.monotonic()
         search.tell("curve", 0, 1)
         front = Front(x, y, ids, x, torch.full((len(x),), -torch.inf, device=x.device))
+        front = front.take(torch.arange(0, len(x), max(1, -(-len(x) // curve.ROWS)), device=x.device))
         clean = float((standing.clean_label == standing.y).double().mean())
         drawn = curve.measure(setting, front, clean, stop)
         if drawn is not None:

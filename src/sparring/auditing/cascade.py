@@ -45,7 +45,7 @@ PROFILES = {
 LENGTH = 2  # digs on one chain; more of them go to chains side by side
 STILL_FALLING = 1 / 8  # of a round's rows: then the next round takes as many
 WORTH = 1 / 16  # of a trial's rows: then all rows meet what was tried
-TRIED = 16  # rows in a trial, at least; else an eighth of those that hold
+TRIED = 16  # rows in a trial, at least; else a sixteenth of those that hold
 FEW = 64  # rows; of fewer, each may cost more
 
 
@@ -123,9 +123,12 @@ class Cascade:
             self.stage = None
         elif last is not None and last.trial and fell > WORTH * last.rows:
             self.stage = replace(last, number=number, rows=held, trial=False, skip=last.number)
+        elif last is not None and last.trial:  # nor would its like be worth it
+            self.ahead = [stage for stage in self.ahead if not stage.trial]
+            self.stage = self._round(number, held, fell)
         elif self.ahead:
             stage = self.ahead.pop(0)
-            few = min(held, max(TRIED, held // 8))
+            few = min(held, max(TRIED, held // 16))
             self.stage = replace(stage, number=number, rows=few if stage.trial else held)
         else:
             self.stage = self._round(number, held, fell)

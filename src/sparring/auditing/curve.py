@@ -16,7 +16,7 @@ from sparring.auditing.hunt import Front, Hunt, Setting
 from sparring.core.attack import Attack
 from sparring.core.model import Access
 
-ROWS = 64  # at most, of those the model gets right
+ROWS = 32  # at most, of those the model gets right
 GRID = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the audited eps
 _SALT = 90_000_000
 

@@ -149,9 +149,9 @@ _BLOCKS = Sprint(steps=12, loss="log_odds", start="blocks")
 _FREE = Sprint(steps=20, first=1.0, loss="log_odds")
 Try = tuple[Attack, int | None]  # with the wrong class to aim at, by likelihood
 TRIES: tuple[Try, ...] = (
+    (_BLOCKS, None),
     (_SHORT, 0),
     (_SHORT, 1),
-    (_BLOCKS, None),
     (_SHORT, 2),
     (BOUNDARY, 0),
     (_LONG, 0),

@@ -95,5 +95,5 @@ class Ledger:
 
     def charge(self, rows: Tensor, forward: list[int], backward: list[int]) -> None:
         """Add the passes of finished cases to their rows (m,)."""
-        self.forward.index_add_(0, rows, torch.tensor(forward, device=rows.device))
-        self.backward.index_add_(0, rows, torch.tensor(backward, device=rows.device))
+        self.forward.index_add_(0, rows, torch.tensor(forward, dtype=torch.int64, device=rows.device))
+        self.backward.index_add_(0, rows, torch.tensor(backward, dtype=torch.int64, device=rows.device))

@@ -79,8 +79,8 @@ _SHAPES = {
 }
 
 
-def legend(names: Iterable[str]) -> Markup:
-    """The lines and their names, above the chart, where long names may wrap."""
+def legend(names: Iterable[str], *marks: Markup) -> Markup:
+    """The lines and their names, then what else is marked, above the chart, where long names may wrap."""
     entries = []
     for place, name in enumerate(names):
         style = series(place)
@@ -96,16 +96,24 @@ def legend(names: Iterable[str]) -> Markup:
                 name,
             )
         )
-    return Markup('<ul class="legend">{}</ul>').format(Markup("").join(entries))
+    return Markup('<ul class="legend">{}</ul>').format(Markup("").join([*entries, *marks]))
 
 
-def svg(key: str, draw: Callable[[Axes], None]) -> Markup:
-    """Draw on fresh axes and return the SVG; `key` sets its ids apart from every other chart's."""
+def mark(shape: str, name: str, width: float = 2.5, opacity: float = 1.0) -> Markup:
+    """One more entry of a legend: something drawn in ink, with the path of its symbol in a box of 35 by 14."""
+    return Markup(
+        '<li><svg viewBox="0 0 35 14" aria-hidden="true" style="color:var(--ink)">'
+        '<path d="{}" fill="none" stroke="currentColor" stroke-width="{:g}" stroke-opacity="{:g}"/></svg>{}</li>'
+    ).format(shape, width, opacity, name)
+
+
+def svg(key: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5.0, 3.2)) -> Markup:
+    """Draw on fresh axes of `size` inches and return the SVG; `key` sets its ids apart from other charts'."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts draw the text
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        figure = Figure(figsize=(5.0, 3.2), dpi=72, layout="constrained")
+        figure = Figure(figsize=size, dpi=72, layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
         buffer = io.StringIO()
@@ -133,10 +141,11 @@ def _inline(key: str, text: str) -> str:
     return text.strip()
 
 
-def percent_axis(axes: Axes, label: str) -> None:
-    """Read the y axis as a share in percent."""
-    axes.set_ylabel(label)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
+def percent_axis(axes: Axes, label: str, which: str = "y") -> None:
+    """Read the y or x axis as a share in percent."""
+    axes.set(**{f"{which}label": label})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
 
 
 def count_axis(axes: Axes, label: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from sparring.reporting.markup import join, tile
 from sparring.reporting.pictures import picture, signed
 from sparring.reporting.wording import class_namer, confidence, plain
 
-_SUM = Markup('<div class="triptych">{}<b aria-hidden="true">+</b>{}<b aria-hidden="true">=</b>{}</div>')
+_SUM = Markup('<div class="triptych">{}{}<b aria-hidden="true">+</b>{}<b aria-hidden="true">=</b>{}</div>')
 
 
 def magnification(change: Tensor) -> float:
@@ -24,15 +24,28 @@ def magnification(change: Tensor) -> float:
 
 
 def triptychs(run: Run, section: str, change: Tensor | None = None, added: str = "change") -> Markup:
-    """One row for each image shown; `change` is what was added, in units of a pixel's full range."""
+    """One row for each image a section stored; `change` is what was added, in units of a pixel's full range."""
     tensors, shown = run.tensors(section), (run.figures(section) or {}).get("shown") or []
     if "x" not in tensors or "adversarial" not in tensors:
         return Markup()
     clean, adversarial = tensors["x"], tensors["adversarial"]
     if change is None:
         change = (adversarial.to(torch.float32) - clean.to(torch.float32)) / 255
+    return sums(run.plan, clean, adversarial, change, shown, added)
+
+
+def sums(
+    plan: Mapping[str, Any],
+    clean: Tensor,
+    adversarial: Tensor,
+    change: Tensor,
+    shown: Sequence[Mapping[str, Any]],
+    added: str = "change",
+    heads: Sequence[str] = (),
+) -> Markup:
+    """Rows of clean + change = adversarial from (m, 1 or 3, h, w) uint8 images, each with its facts and its head."""
     factor = magnification(change)
-    name = class_namer(run.plan)
+    name = class_namer(plan)
     rows = []
     for place, image in enumerate(clean):
         fact: Mapping[str, Any] = shown[place] if place < len(shown) else {}
@@ -40,8 +53,10 @@ def triptychs(run: Run, section: str, change: Tensor | None = None, added: str =
         after = name(fact.get("adversarial_prediction"))
         scale = f"drawn × {plain(round(factor, 2))}"
         caption = scale if fact.get("distance") is None else f"{scale}, distance {fact['distance']:.3g}"
+        head = Markup('<p class="head">{}</p>').format(heads[place]) if place < len(heads) else ""
         rows.append(
             _SUM.format(
+                head,
                 tile(
                     picture(image, f"a clean image of {label}, read as {before}"),
                     Markup("read as <strong>{}</strong>").format(before),

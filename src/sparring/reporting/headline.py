@@ -9,10 +9,23 @@ from typing import Any
 from markupsafe import Markup
 
 from sparring.auditing.run import Run
+from sparring.reporting.audited import pixel_range, total
 from sparring.reporting.markup import block, tile
-from sparring.reporting.pictures import picture
+from sparring.reporting.pictures import as_bytes, picture
 from sparring.reporting.robustness import Models, robust_curve, training_eps
-from sparring.reporting.wording import class_namer, confidence, data_name, net_name, percent, plain
+from sparring.reporting.wording import (
+    MISSING,
+    class_namer,
+    confidence,
+    count,
+    data_name,
+    net_name,
+    number,
+    percent,
+    plain,
+    span,
+    threat_name,
+)
 
 
 @dataclass(frozen=True)
@@ -28,28 +41,32 @@ class Card:
 def title(plan: Mapping[str, Any]) -> str:
     """The heading of the page."""
     name = data_name(plan)
+    if plan.get("kind") == "audit":
+        return "The robustness audit" if plan.get("data") in (None, "images") else f"{name}: the robustness audit"
     return f"{name}: the training report" if plan.get("kind") == "train" else f"{name} under attack"
 
 
 def summary(plan: Mapping[str, Any]) -> str:
-    """The data and the seed in a line."""
+    """The data and the seed in a line; of an audit, the model and the threat model first."""
     rows = plan.get("rows")
-    told = [f"{size:,} {split} images" for split, size in rows.items()] if isinstance(rows, dict) else []
+    told = [str(plan.get("model", "a model not named")), threat_name(plan)] if plan.get("kind") == "audit" else []
+    told += [f"{size:,} {split} images" for split, size in rows.items()] if isinstance(rows, dict) else []
     told += [f"{word} {plan[key]}" for word, key in (("seed", "seed"), ("on", "device")) if key in plan]
     return ", ".join(told)
 
 
 def picture_pair(run: Run) -> Markup:
     """The first image the run shows, before and after an attack."""
-    for section in ("fgsm", "attack"):
+    for section in ("fgsm", "attack", "gallery"):
         tensors, shown = run.tensors(section), (run.figures(section) or {}).get("shown")
-        if shown and {"x", "adversarial"} <= tensors.keys():
+        if shown and {"x", "adversarial"} <= tensors.keys() and len(tensors["x"]):
+            pair = (as_bytes(tensors[key][:1], pixel_range(run.plan))[0] for key in ("x", "adversarial"))
             name, fact = class_namer(run.plan), shown[0]
             before, after = name(fact.get("prediction")), name(fact.get("adversarial_prediction"))
             fooled = fact.get("adversarial_prediction") != fact.get("label")
             said = Markup("read as <strong>{}</strong>")
-            clean = picture(tensors["x"][0], f"a clean image, read as {before}")
-            attacked = picture(tensors["adversarial"][0], f"the same image attacked, read as {after}")
+            clean = picture(next(pair), f"a clean image, read as {before}")
+            attacked = picture(next(pair), f"the same image attacked, read as {after}")
             first = tile(clean, said.format(before), confidence(fact.get("confidence")))
             sure = confidence(fact.get("adversarial_confidence"))
             second = tile(attacked, said.format(after), sure, style="fooled" * fooled)
@@ -66,7 +83,8 @@ def cards(run: Run) -> list[Card]:
         ("defend", _defended),
         ("attack", _attacked),
     )
-    return [card for section, make in makers if (figures := run.figures(section)) for card in make(figures)]
+    audited = _audited(run)
+    return [card for section, make in makers if (figures := run.figures(section)) for card in make(figures)] + audited
 
 
 def _trained(figures: dict[str, Any]) -> list[Card]:
@@ -120,3 +138,32 @@ def _attacked(figures: dict[str, Any]) -> list[Card]:
     best = max(ranked, key=lambda attack: attack["success"])
     note = f"{best.get('name')}, {figures.get('threat', 'threat model not recorded')}"
     return [Card("success of the strongest attack", percent(best["success"]), note, "attack")]
+
+
+def _audited(run: Run) -> list[Card]:
+    """The interval of an audit, what it stands on, what it cost, and whether to trust it."""
+    figures = run.figures("audit")
+    if not figures:
+        return []
+    rows, ends = figures.get("rows") or 0, figures.get("robust_accuracy") or {}
+    spent = total(figures)
+    signs = (run.figures("checklist") or {}).get("signs")
+    raised = sum(bool(sign.get("raised")) for sign in signs or [])
+    measured = sum(sign.get("measure") is not None for sign in signs or [])
+    each = number(spent / rows, 1) if rows else MISSING
+    trust = "the checklist was not measured" if signs is None else f"of {measured} signs measured"
+    return [
+        Card(
+            "robust accuracy",
+            span(ends.get("lower"), ends.get("upper")),
+            f"{threat_name(run.plan)}, {count(rows)} images" + "; not complete" * (not figures.get("complete")),
+        ),
+        Card("clean accuracy", percent(figures.get("clean_accuracy")), "the same images, untouched"),
+        Card("forward and backward passes per image", each, f"{count(spent)} in all", "attack"),
+        Card(
+            "warnings",
+            MISSING if signs is None else count(raised),
+            trust,
+            "model" if measured > raised == 0 else "attack",
+        ),
+    ]

@@ -29,6 +29,20 @@ def picture(image: Tensor, alt: str) -> Markup:
     return markup.format(data_uri(image), alt, width, height)
 
 
+def drawable(images: Tensor) -> Tensor:
+    """Images (m, c, h, w) with 1 or 3 channels; of any other number of them, the mean."""
+    return images if images.shape[1] in (1, 3) else images.to(torch.float32).mean(1, keepdim=True)
+
+
+def as_bytes(images: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Float images (m, c, h, w) within `bounds` as uint8 ones that can be drawn; uint8 ones as they are."""
+    if images.dtype == torch.uint8:
+        return images
+    low, high = bounds
+    share = (drawable(images).to(torch.float32) - low) / (high - low)
+    return (255 * share.nan_to_num(0.0).clamp(0, 1)).round().to(torch.uint8)
+
+
 def signed(change: Tensor) -> Tensor:
     """A (1 or 3, h, w) change in -1..1 as a uint8 image around its middle.
 

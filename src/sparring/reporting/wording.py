@@ -23,6 +23,13 @@ def percent(value: float | None, digits: int = 1) -> str:
     return f"{text} %"
 
 
+def span(low: float | None, high: float | None) -> str:
+    """An interval of shares in percent; one figure where its ends agree."""
+    if low is None or high is None:
+        return MISSING
+    return percent(low) if low == high else f"{percent(low)} to {percent(high)}"
+
+
 def confidence(value: float | None) -> str:
     """A confidence in percent, rounded down, so that no softmax is ever called certain."""
     if value is None:
@@ -76,6 +83,13 @@ def net_name(key: object) -> str:
 def norm_name(key: object) -> str:
     """A norm as the field writes it."""
     return _NORMS.get(str(key).lower(), str(key))
+
+
+def threat_name(plan: Mapping[str, Any]) -> str:
+    """The threat model of a run, such as `Linf eps 0.3`."""
+    if "norm" not in plan or plan.get("eps") is None:
+        return str(plan.get("threat", "a threat model not recorded"))
+    return f"{norm_name(plan['norm'])} eps {plain(plan['eps'])}"
 
 
 def class_namer(plan: Mapping[str, Any]) -> Callable[[object], str]:

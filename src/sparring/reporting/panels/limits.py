@@ -9,21 +9,19 @@ from markupsafe import Markup
 
 from sparring.auditing.run import Run
 from sparring.reporting.markup import block, heading, join, paragraph
-from sparring.reporting.wording import UPPER_BOUND
+from sparring.reporting.wording import UPPER_BOUND, threat_name
 
 ORDER = 90
 TITLE = "Settings and limits"
 
-_ALWAYS = (
-    f"Where a robust accuracy stands here, it is {UPPER_BOUND}.",
-    "A figure measured on n test images carries sampling error; another seed gives other digits.",
-)
+_SAMPLE = "A figure measured on n test images carries sampling error; another seed gives other digits."
+_ALWAYS = (f"Where a robust accuracy stands here, it is {UPPER_BOUND}.", _SAMPLE)
 
 
 def render(run: Run) -> str | None:
     """Every field of the plan, and the limits it states."""
     plan = run.plan
-    limits = [*(plan.get("limits") or ()), *_ALWAYS]
+    limits = [*(plan.get("limits") or ()), *(_of_an_audit(run) if plan.get("kind") == "audit" else _ALWAYS)]
     items = Markup("").join(Markup("<li>{}</li>").format(limit) for limit in limits)
     honest = block("limits", heading("Honest limits"), Markup("<ul>{}</ul>").format(items))
     single = {key: value for key, value in plan.items() if not isinstance(value, dict) and key != "limits"}
@@ -39,6 +37,24 @@ def render(run: Run) -> str | None:
             block("plan", *lists),
         ]
     )
+
+
+def _of_an_audit(run: Run) -> Iterator[str]:
+    """What the figures of an audit do not show."""
+    yield (
+        "Robust accuracy stands here as an interval: the upper end counts all that nothing tried here broke, the "
+        "lower end only what was proved robust. A stronger attack lowers the one, a proof raises the other."
+    )
+    yield f"It is about {threat_name(run.plan)} alone, and says nothing of other changes to an image."
+    if run.figures("curve"):
+        yield "The curve over eps is an upper bound at each point, by few and quick attacks on few images."
+    if run.figures("checklist"):
+        yield "The checklist looks for known failures of attacks, on a sample; no warning is no proof."
+    else:
+        yield "The checklist was not measured: known failures of attacks were not looked for."
+    if not (run.figures("audit") or {}).get("complete"):
+        yield "The search is not complete."
+    yield _SAMPLE
 
 
 def _definitions(title: str, fields: Mapping[str, Any]) -> Markup:

@@ -1,0 +1,110 @@
+"""Which stage decided which images, and what each cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from sparring.auditing.run import Run
+from sparring.reporting import charts
+from sparring.reporting.audited import After, Figures, passes, progress, total
+from sparring.reporting.markup import Chart, block, chart, heading, join, paragraph, table
+from sparring.reporting.wording import MISSING, count, duration, number, percent
+
+ORDER = 82
+TITLE = "Who decided"
+
+_LEAD = (
+    "Every image that holds meets the cheap attacks; then rounds dig deeper into those that came closest to an "
+    "error. A round of n gives each of its images n more tries. A pass is one image through the network, forward or "
+    "backward."
+)
+_READING = (
+    "A curve that is level at its end says that more of the same would break little more; one that still falls "
+    "there says that the upper end has not settled. Level is no proof: an attack of another kind may break more."
+)
+
+
+def render(run: Run) -> str | None:
+    """The stages in their order, and robust accuracy as it fell."""
+    figures = run.figures("audit")
+    if not figures or not figures.get("stages"):
+        return None
+    parts = [paragraph(_LEAD, "lead"), paragraph(_finding(figures), "finding"), _table(figures)]
+    reached = progress(figures)
+    if len(reached) > 1:
+        why = block("why", heading("How to read it"), paragraph(_READING))
+        parts.append(block("pair aside", _chart(reached), why))
+    return join(parts)
+
+
+def _finding(figures: Figures) -> str:
+    """Who broke most, and what all of it cost."""
+    rows, spent = figures.get("rows") or 0, total(figures)
+    best = max(figures["stages"], key=lambda stage: stage.get("broken") or 0)
+    broken = sum(stage.get("broken") or 0 for stage in figures["stages"])
+    told = "No stage broke an image. "
+    if broken:
+        told = (
+            f"{best.get('name')} (stage {best.get('stage')}) broke {count(best['broken'])} of the {count(broken)}. "
+        )
+        told = told[0].upper() + told[1:]
+    each = f", {number(spent / rows, 1)} per image" if rows else ""
+    return f"{told}All stages together took {count(spent)} passes{each}, and {duration(figures.get('seconds'))}."
+
+
+def _table(figures: Figures) -> Markup:
+    """One stage a line, then what belongs to none, then what was spent beside the verdicts."""
+    head = ("stage", "images met", "broken", "forward", "backward", "time", "passes per image broken")
+    lines: list[Sequence[object]] = []
+    for stage in figures["stages"]:
+        broken = stage.get("broken") or 0
+        lines.append(
+            (
+                f"{stage.get('stage')}. {stage.get('name')}",
+                count(stage.get("rows")),
+                count(broken),
+                count(stage.get("forward")),
+                count(stage.get("backward")),
+                duration(stage.get("seconds")),
+                number(passes(stage) / broken, 1) if broken else MISSING,
+            )
+        )
+    lost = [
+        (figures.get(f"{way}_passes") or 0) - sum(stage.get(way) or 0 for stage in figures["stages"])
+        for way in ("forward", "backward")
+    ]
+    if any(lost):
+        lines.append(("a stage not finished", MISSING, MISSING, *map(count, lost), MISSING, MISSING))
+    for name, part in (figures.get("also_spent") or {}).items():
+        spent = (count(part.get("forward")), count(part.get("backward")), duration(part.get("seconds")))
+        lines.append((f"beside the verdicts: {name}", MISSING, MISSING, *spent, MISSING))
+    return table("The stages", head, lines)
+
+
+def _chart(reached: Sequence[After]) -> Markup:
+    """The upper end of robust accuracy over the passes spent."""
+    told = [f"{percent(one.upper)} after stage {one.number} at {number(one.passes, 1)} passes" for one in reached]
+    return chart(
+        Chart(
+            title="Robust accuracy, upper end, over passes spent",
+            alt=f"The upper end of robust accuracy over passes per image: {', '.join(told)}.",
+            svg=charts.svg("stages", lambda axes: _draw(axes, reached)),
+            head=("stage", "what", "passes per image so far", "upper end after it"),
+            rows=[(one.number, one.name, number(one.passes, 1), percent(one.upper)) for one in reached],
+            note="Each point is the end of a stage, with its number.",
+        )
+    )
+
+
+def _draw(axes: Axes, reached: Sequence[After]) -> None:
+    """A line through the ends of the stages, each with its number."""
+    x, y = [one.passes for one in reached], [one.upper for one in reached]
+    axes.plot(x, y, color=charts.series(1).colour, marker="o")
+    charts.log_axis(axes, "x", "forward and backward passes per image (log scale)")
+    charts.percent_axis(axes, "not broken so far")
+    axes.set_ylim(-0.05, 1.08)
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # settles the layout the names are placed in
+    charts.name_points(axes, [(one.passes, one.upper, str(one.number)) for one in reached])
