@@ -76,7 +76,8 @@ class Square:
         """Keep what was asked about if it was better, and propose the next square."""
         value = margin(seen.logits, batch)
         better = value > state.value
-        best = torch.where(per_row(better, state.x), state.x, state.best)
+        rows = better.nonzero().squeeze(1)
+        best = state.best.index_copy(0, rows, state.x[rows])
         k = state.k + 1
         x = self._propose(batch, best, k)
         done = k >= self.steps
@@ -101,9 +102,9 @@ class Square:
         columns = _place(draws[:, 2], side, width)
         window = _inside(rows, side)[:, None, :, None] & _inside(columns, side)[:, None, None, :]
         signs = _signs(draws[:, 5 : 5 + channels])[:, :, None, None]
-        box = batch.threat.box(batch.x)
-        if box is not None:
-            return torch.where(window, torch.where(signs > 0, box[1], box[0]), best)
+        if batch.box is not None:
+            low, high = batch.box
+            return torch.where(window, torch.where(signs > 0, high, low), best)
         other = _inside(_place(draws[:, 3], side, height), side)[:, None, :, None]
         other = other & _inside(_place(draws[:, 4], side, width), side)[:, None, None, :]
         flip = (draws[:, 5 + channels] < 0.5)[:, None, None]

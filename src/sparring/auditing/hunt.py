@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from sparring.core.threat import Threat
 from sparring.engine.loop import Task, search
 from sparring.engine.outcome import Ledger
 from sparring.engine.replay import replay
+from sparring.engine.width import Known
 
 JUDGE = Judge(any_wrong=True)
 
@@ -34,6 +35,7 @@ class Setting:
     eight_bit: bool = False
     device: str = "cpu"
     stop: Callable[[], bool] = lambda: False
+    known: Known = field(default_factory=Known)
 
     @property
     def gradients(self) -> bool:
@@ -93,6 +95,7 @@ class Hunt:
             eight_bit=setting.eight_bit,
             closest=True,
             stop=setting.stop,
+            known=setting.known,
         )
         search(setting.model, attack, JUDGE, task, ledger, setting.width)
         self._absorb(ledger, at)
@@ -113,7 +116,9 @@ class Hunt:
         once, back = torch.unique(at, return_inverse=True)
         aim = torch.full_like(once, -1)
         rows = Batch(self.x[once], self.y[once], aim, aim, self.setting.threat)
-        judged = replay(self.setting.model, JUDGE, rows, self.best[once], self.setting.width)
+        setting = self.setting
+        width = setting.known.fitting(len(once), setting.width, Access.SCORE)
+        judged = replay(setting.model, JUDGE, rows, self.best[once], width)
         self.forward[once] += 1
         if judged.logits is None:
             return torch.full_like(at, -1)

@@ -42,20 +42,20 @@ Stop = Callable[[], bool]
 # A sign is raised when its measure is above its threshold.
 RANDOM_OUTPUTS = 1e-4  # AutoAttack's check_randomized: L2 distance of unit logits
 PROBABILITIES = 0.99  # share of rows; in a sample of 64 this means all of them
-SIMPLEX = 1e-5  # AutoAttack's check_range: how far a probability may lie below 0, and a sum from 1
+SIMPLEX = 1e-5  # AutoAttack's check_range_output: how far a probability may lie below 0, and a sum from 1
 ZERO_GRADIENT = 0.05  # AutoAttack's check_zero_gradients flags a single row; dead ReLUs alone account for a few
-SHARE = 0.02  # of all rows; Athalye et al. and Carlini et al. allow none, but a short attack misses a few
+SHARE = 0.02  # of all rows; Athalye et al. allow none, check_square_sr 0.002: but a short attack misses a few
 NOISE = 0.01  # of all rows; noise has no aim, so even one row in a hundred is telling
-CLIMB = 0.05  # of the whole gain in the margin; Pintor et al., "non-converging attack", have 0.01 to 0.1
+CLIMB = 0.05  # of the whole rise of the margin; Pintor et al., "incomplete optimization", have the same
 AUTOGRAD = 0.0  # AutoAttack's check_dynamic
 
 CALLS = 5  # AutoAttack's check_randomized
 STEPS = 12  # of the quick attack; later it gets twice as many
-STARTS = 4  # of either; with one, every second plain net would be told that more steps help
-LAST = 10  # last steps, over which the margin may rise no more (Pintor et al., section 3.1)
-BEFORE = 10  # steps before these
-STRIDE = 0.2  # of eps, each step: those before suffice to reach any point of the ball
-SQUARES = 130
+STARTS = 3  # of either; with a single one, 4 in 10 plain nets on digits were told that more steps help
+LAST = 10  # last steps, over which the margin may rise no more; so many in the code of Pintor et al.
+BEFORE = 20  # steps before these
+STRIDE = 0.15  # of eps, each step: those before suffice to reach any point of the ball
+SQUARES = 150
 DRAWS = 20
 FEW = 4  # rows in the query that is watched for autograd
 

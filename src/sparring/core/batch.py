@@ -63,12 +63,13 @@ class Batch(Rows):
         return self.targeted.float() * 2 - 1
 
     @cached_property
-    def _box(self) -> tuple[Tensor, Tensor] | None:
+    def box(self) -> tuple[Tensor, Tensor] | None:
+        """The least and largest legal value of every pixel, where these say it all; see `Threat.box`."""
         return self.threat.box(self.x)
 
     def project(self, x: Tensor) -> Tensor:
         """The legal points that stand for `x` (n, c, h, w), as the threat model has it."""
-        return self.threat.project(x, self.x) if self._box is None else torch.clamp(x, *self._box)
+        return self.threat.project(x, self.x) if self.box is None else torch.clamp(x, *self.box)
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:

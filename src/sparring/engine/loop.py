@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class Task:
     seed: int = 0
     eight_bit: bool = False  # round each point to an 8-bit image before the model sees it
     closest: bool = False  # of a row that holds keep the point that came closest, not the last one
+    known: widths.Known = field(default_factory=widths.Known)  # what earlier searches found out about widths
     stop: Callable[[], bool] = lambda: False  # asked each turn; when true, everybody leaves unsettled
     on_progress: Progress | None = None
 
@@ -131,10 +132,9 @@ class Loop:
 
     def __init__(self, model: Model, attack: Attack, judge: Judge, task: Task, ledger: Ledger, width: int) -> None:
         self.model, self.attack, self.judge, self.task, self.ledger = model, attack, judge, task, ledger
-        self.width = width
         self.access = max(attack.needs, judge.needs)
+        self.width = width = task.known.fitting(len(task.open) * task.ranks, width, self.access)
         self.scheduler = Scheduler(len(task.open), task.ranks, width)
-        self.refused: set[int] = set()
         self.batch: Batch
         self.state: Any = None
         self.near: Tensor | None = None  # (width, c, h, w) the closest point of every seat, if asked for
@@ -292,10 +292,7 @@ class Loop:
 
     def _narrow(self) -> None:
         width = widths.narrower(len(self.scheduler.seated), self.width)
-        if width == self.width or width in self.refused:
-            return
-        if not widths.same_bits(self.model, self.state.x, width, self.access):
-            self.refused.add(width)
+        if width == self.width or not self.task.known.ask(self.model, self.state.x, width, self.access):
             return
         old = self.scheduler.compact(width)
         self.since = {new: self.since[seat] for new, seat in enumerate(old)}

@@ -6,6 +6,8 @@ narrows at its tail only if the model, asked, gives the very same bits at the na
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,29 @@ def narrower(live: int, width: int) -> int:
     while width % 2 == 0 and width // 2 >= max(live, NARROWEST):
         width //= 2
     return width
+
+
+@dataclass
+class Known:
+    """Which widths gave which others' bits, found out once: that hangs on their shapes, not on what is in them."""
+
+    same: dict[tuple[int, int, Access], bool] = field(default_factory=dict)  # (wide, narrow, access)
+
+    def fitting(self, live: int, width: int, access: Access) -> int:
+        """The least width for `live` rows that is known to give the bits of `width`."""
+        alike, least = {width}, width
+        for (wide, narrow, asked), same in sorted(self.same.items(), reverse=True):  # the widest first
+            if same and asked == access and wide in alike and narrow >= live:
+                alike.add(narrow)
+                least = min(least, narrow)
+        return least
+
+    def ask(self, model: Model, x: Tensor, narrow: int, access: Access) -> bool:
+        """`same_bits`, asked no more than once."""
+        key = (len(x), narrow, access)
+        if key not in self.same:
+            self.same[key] = same_bits(model, x, narrow, access)
+        return self.same[key]
 
 
 def same_bits(model: Model, x: Tensor, width: int, access: Access) -> bool:

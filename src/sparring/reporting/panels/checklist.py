@@ -52,7 +52,7 @@ def _finding(figures: Mapping[str, Any], signs: list[Sign]) -> str:
     raised, unknown = (sum(_rank(sign) == rank for sign in signs) for rank in (0, 1))
     told = f"{raised or 'None'} of {len(signs)} signs {'is' if raised < 2 else 'are'} raised"
     told += f", {unknown} could not be measured." if unknown else ", and all were measured."
-    told += f" Measured on {count(figures.get('rows'))} images that the model gets right."
+    told += f" The sample: {count(figures.get('rows'))} images that the model gets right."
     return told if raised else f"{told} That is no proof: it says only that these known failures were not seen."
 
 

@@ -28,14 +28,12 @@ def render(run: Run) -> str | None:
     if not figures or not figures.get("classes"):
         return None
     lead = (
-        "Left: what the model says of the images that were broken. Right: the share of each class that it gets "
+        "First: what the model says of the images that were broken. Then: the share of each class that it gets "
         "right untouched, and the share that was not broken, an upper bound on robust accuracy."
     )
     classes, confusion = figures["classes"], figures.get("confusion")
-    parts = [_heat(run, confusion), _chart(classes)]
-    wide = confusion is not None and len(confusion) > _WIDE
-    told = paragraph(lead.replace("Left", "First").replace("Right", "Then") if wide else lead, "lead")
-    return join([told, *([*parts] if wide else [block("pair aside", *parts)])])
+    style = "stacked" if len(confusion or []) > _WIDE else "pair aside"
+    return join([paragraph(lead, "lead"), block(style, _heat(run, confusion), _chart(classes))])
 
 
 def _heat(run: Run, confusion: Sequence[Sequence[int]] | None) -> Markup:
@@ -85,7 +83,7 @@ def _cells(name: Any, confusion: Sequence[Sequence[int]], most: int, told: str) 
         '<div class="scroll" role="region" aria-label="Counts of broken images by true class and class named. {}" '
         'tabindex="0"><table{} style="--classes:{};--name:{:.1f}rem"><thead><tr><td aria-hidden="true"></td>{}</tr>'
         "</thead><tbody>{}</tbody></table></div>"
-    ).format(told, Markup(turned), size, 0.8 + 0.5 * min(longest, 12), top, join(lines))
+    ).format(told, Markup(turned), size, 0.8 + 0.5 * min(longest, 20), top, join(lines))
 
 
 def _clean(entry: Mapping[str, Any]) -> tuple[float, float, float] | None:

@@ -38,7 +38,7 @@ def render(run: Run) -> str | None:
         bar = (float(audited), float(ends["lower"]), float(ends["upper"]))
     lead = (
         "Robust accuracy falls as eps grows, and where it stands at the audited eps depends on where that lies "
-        "on the way down. Where eps allows any image at all, every model is at 0."
+        "on the way down. Where eps is large enough to allow any image, no useful model holds."
     )
     why = block("why", heading("How to read it"), *_reading(figures, audit, bar))
     return join([paragraph(lead, "lead"), block("pair aside", _chart(eps, curves, bar), why)])

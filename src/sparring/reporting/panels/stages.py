@@ -100,11 +100,22 @@ def _chart(reached: Sequence[After]) -> Markup:
 
 
 def _draw(axes: Axes, reached: Sequence[After]) -> None:
-    """A line through the ends of the stages, each with its number."""
+    """A line through the ends of the stages, each with its number where there is room for it."""
     x, y = [one.passes for one in reached], [one.upper for one in reached]
     axes.plot(x, y, color=charts.series(1).colour, marker="o")
-    charts.log_axis(axes, "x", "forward and backward passes per image (log scale)")
+    axes.set(xlim=(0, 1.05 * x[-1]), ylim=(-0.03, 1.1))
+    axes.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    charts.count_axis(axes, "forward and backward passes per image")
     charts.percent_axis(axes, "not broken so far")
-    axes.set_ylim(-0.05, 1.08)
-    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # settles the layout the names are placed in
-    charts.name_points(axes, [(one.passes, one.upper, str(one.number)) for one in reached])
+    last = -x[-1]
+    for one in reached:
+        if one.passes - last >= 0.04 * x[-1]:
+            place, last = (one.passes, one.upper), one.passes
+            axes.annotate(
+                str(one.number),
+                place,
+                xytext=(1, 6),
+                textcoords="offset points",
+                color=charts.INK,
+                fontsize=charts.FONT - 1,
+            )

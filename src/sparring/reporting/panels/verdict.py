@@ -97,8 +97,10 @@ def _reading(run: Run, figures: Figures) -> list[str | Markup]:
     counts = figures.get("counts") or {}
     broken, undecided = counts.get(Verdict.BROKEN, 0), counts.get(Verdict.UNDECIDED, 0)
     told: list[str | Markup] = [
-        f"Undecided ({count(undecided)} images) means: nothing tried here broke the image, and nothing proved "
-        "that it cannot be broken. It is not called robust."
+        f"Undecided ({_images(undecided)}) means: nothing tried here broke the image, and nothing proved that it "
+        "cannot be broken. It is not called robust."
+        if undecided
+        else "No image is undecided."
     ]
     if not counts.get(Verdict.CERTIFIED, 0):
         told.append("No proof of robustness has been attempted, so the lower end of the interval is 0.")
