@@ -71,17 +71,22 @@ def _cast(owner: str, key: str, value: Any, hint: Any) -> Any:
     raise UsageError(f"expected {wanted} for {key} of {owner}, got {value!r}")
 
 
-def build(family: dict[str, type[Any]], kind: str, name: str, options: dict[str, Any]) -> Any:
-    """An instance of the class called `name`, with these options."""
+def options(kind: str, family: dict[str, type[Any]], name: str) -> list[str]:
+    """The names of the options of the class called `name`."""
     if name not in family:
         raise unknown(kind, name, family)
+    return [field.name for field in fields(family[name])]
+
+
+def build(family: dict[str, type[Any]], kind: str, name: str, given: dict[str, Any]) -> Any:
+    """An instance of the class called `name`, with these options."""
+    known = options(kind, family, name)
     cls = family[name]
     hints = get_type_hints(cls)
-    known = [field.name for field in fields(cls)]
-    for key in options:
+    for key in given:
         if key not in known:
             raise unknown(f"option of {name}", key, known)
-    return cls(**{key: _cast(name, key, value, hints[key]) for key, value in options.items()})
+    return cls(**{key: _cast(name, key, value, hints[key]) for key, value in given.items()})
 
 
 def attack(text: str, **options: Any) -> Any:

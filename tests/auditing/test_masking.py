@@ -329,6 +329,12 @@ def test_unbounded_attack_fails(net, rows, detached):
     assert signs_of(net, rows, Linf(0.15))["unbounded_attack_fails"].measure == 0
 
 
+def test_noise_does_not_stand_in_for_a_gradient_when_all_is_allowed(net, digits):
+    """Any noise far away breaks this net; the attack starts at the image and has no gradient to leave it by."""
+    signs = signs_of(coarse(net), right(coarse(net), digits), Linf(0.15))
+    assert signs["unbounded_attack_fails"].measure == 1
+
+
 def test_the_unbounded_attack_runs_in_every_norm(net, rows):
     for threat in (L0(3), Unbounded(), L1(1.0)):
         assert signs_of(net, rows, threat)["unbounded_attack_fails"].measure == 0
@@ -360,16 +366,16 @@ def grey(n: int = 12) -> Rows:
 def test_loss_still_climbing():
     sign = signs_of(chain(60, goal=1.1), grey(), Linf(0.1))["loss_still_climbing"]
     assert sign.raised
-    assert sign.measure == pytest.approx(1 / 2, abs=0.15)  # each pixel takes as long
+    assert 0.2 < sign.measure < 0.5  # each pixel takes as long, so that a third of the steps bring a third
     sign = signs_of(chain(1, goal=1.1), grey(), Linf(0.1))["loss_still_climbing"]
     assert sign.measure == pytest.approx(0, abs=1e-6)
 
 
 def test_a_row_that_falls_in_the_last_steps_was_climbing():
-    """Only the run from the image itself breaks this one, and only at its third pixel."""
-    sign = signs_of(chain(3, goal=0.9, timid=True), grey(), Linf(0.1))["loss_still_climbing"]
+    """Only the run from the image itself breaks this one, and only at its fourth pixel."""
+    sign = signs_of(chain(4, goal=0.95, timid=True), grey(), Linf(0.1))["loss_still_climbing"]
     assert "On 12 rows" in sign.finding
-    assert sign.measure == pytest.approx((0.9 - 2.5 / 3) / (0.9 - 0.5 / 3), abs=1e-4)
+    assert sign.measure == pytest.approx((0.95 - 2.95 / 4) / (0.95 - 0.5 / 4), abs=1e-4)
 
 
 def test_a_margin_that_never_rose_does_not_climb(digits):
@@ -550,7 +556,7 @@ def test_the_order_of_the_rows_does_not_matter(hardened, digits):
     for net, labels, threat in (
         (hardened, y, Linf(0.17)),
         (hardened, y, L2(0.7)),
-        (pitted(0.1), torch.zeros_like(y), Linf(0.1)),  # here every draw of noise matters
+        (pitted(0.02), torch.zeros_like(y), Linf(0.1)),  # here every draw of noise matters
     ):
         first, cost = measured(TorchModel(net), (x, labels), threat, ids=100 + torch.arange(64))
         again, same = measured(TorchModel(net), (x[order], labels[order]), threat, ids=100 + order)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from sparring.auditing.intervals import clopper_pearson
+from sparring.auditing.masking import KINDS
 from sparring.auditing.run import Run, write_json
+from sparring.core.verdict import robust_accuracy
 from sparring.reporting import write_report
 
 Figures = dict[str, Any]
@@ -193,3 +197,130 @@ def make(tmp_path: Path) -> Make:
 def full(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The report of a run that has every section."""
     return write_report(build(tmp_path_factory.mktemp("full"))).read_text()
+
+
+def audit_plan(classes: int, rows: int) -> Figures:
+    return {
+        "schema": 1,
+        "kind": "audit",
+        "model": "mine.pt",
+        "data": "mnist",
+        "rows": {"test": rows},
+        "settings": {"threat": "Linf(eps=0.3, bounds=(-1.0, 1.0))", "eight_bit": False, "access": "GRADIENT"},
+        "threat": "linf eps 0.3",
+        "norm": "linf",
+        "eps": 0.3,
+        "profile": "standard",
+        "classes": [f"class {label}" for label in range(classes)],
+        "seed": 3,
+        "device": "cpu",
+    }
+
+
+def audit_stage(number: int, name: str, rows: int, broken: int, forward: int, backward: int) -> Figures:
+    cost = {"forward": forward, "backward": backward, "seconds": 0.25}
+    return {"stage": number, "name": name, "rows": rows, "broken": broken, **cost}
+
+
+def audit_figures(classes: int = 10, counts: Figures | None = None, **other: object) -> Figures:
+    """The section `audit`, of 400 rows; what is counted agrees with itself."""
+    standard = {"misclassified": 12, "broken": 190, "certified": 0, "undecided": 198, "error": 0}
+    counts = counts or standard
+    rows = sum(counts.values())
+    lower, upper = robust_accuracy(counts)
+    low, high = clopper_pearson(round(lower * rows), rows)[0], clopper_pearson(round(upper * rows), rows)[1]
+    right, broken = rows - counts["misclassified"] - counts["error"], counts["broken"]
+    first = broken - broken // 10
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    for row in range(broken):
+        confusion[row % classes, (row % classes + 1 + row % (classes - 1)) % classes] += 1
+    per = [
+        {
+            "class": f"class {label}",
+            "rows": 40,
+            "clean": 0.975,
+            "certified": 0.0,
+            "upper": (8 + label % 20) / 40,
+            "interval": list(clopper_pearson(8 + label % 20, 40)),
+        }
+        for label in range(classes)
+    ]
+    stages = [audit_stage(0, "clean images", rows, 0, rows, 0)]
+    if right:
+        stages += [audit_stage(1, "sprint", right, first, 9 * right, 8 * right)]
+        stages += [audit_stage(2, "round of 1", right - first, broken - first, 5123, 1234)]
+    return {
+        "rows": rows,
+        "clean_accuracy": right / rows,
+        "robust_accuracy": {"lower": lower, "upper": upper},
+        "population": {"lower": low, "upper": high, "level": 0.95},
+        "counts": counts,
+        "forward_passes": sum(one["forward"] for one in stages),
+        "backward_passes": sum(one["backward"] for one in stages),
+        "seconds": 12.345,
+        "also_spent": {"checklist": {"forward": 14008, "backward": 7225, "seconds": 0.84}},
+        "complete": True,
+        "warnings": [],
+        "moved": 0,
+        "survive_as_8_bit": 0.8 if broken else None,
+        "stages": stages,
+        "classes": per,
+        "confusion": confusion.tolist(),
+        "errors": {},
+        "confidence": {"before": [0] * 9 + [broken], "after": [0] * 5 + [broken] + [0] * 4},
+    } | other
+
+
+def audit_curve() -> Figures:
+    sprint, square = [0.97, 0.9, 0.4375, 0.0], [0.97, 0.95, 0.75, 0.125]
+    drawn = {"curves": {"sprint": sprint, "square": square}, "worst": sprint}
+    return {"eps": [0.0, 0.15, 0.3, 0.6], **drawn, "rows": 64, "forward": 1, "backward": 1, "seconds": 1.5}
+
+
+def audit_checklist(raised: str = "more_steps_still_help", unknown: str = "loss_still_climbing") -> Figures:
+    signs = [
+        {
+            "name": name,
+            "raised": name == raised,
+            "measure": None if name == unknown else 0.5 if name == raised else 0.0,
+            "threshold": threshold,
+            "finding": f"Not measured: {name} is unknown." if name == unknown else f"Found of {name}.",
+            "advice": advice,
+        }
+        for name, (threshold, advice) in KINDS.items()
+    ]
+    return {"signs": signs, "rows": 64, "seconds": 0.8, "forward": 14008, "backward": 7225}
+
+
+def audit_gallery(run: Run, channels: int = 1, count: int = 3) -> None:
+    x = torch.rand(count, channels, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    fact = {"label": 1, "prediction": 1, "confidence": 0.9991, "adversarial_prediction": 0}
+    fact |= {"adversarial_confidence": 0.4321, "distance": 0.3, "decided_by": "round of 4", "eight_bit": True}
+    shown = [fact | {"id": 17 + place, "eight_bit": place == 0} for place in range(count)]
+    held = {"x": x, "adversarial": (x + 0.3).clamp(-1, 1)}
+    run.record("gallery", {"rule": "the three of the smallest ids", "shown": shown}, held)
+
+
+def audit_build(path: Path, figures: Figures, *, classes: int = 10, full: bool = True) -> Run:
+    write_json(path / "plan.json", audit_plan(classes, figures["rows"]))
+    run = Run(path)
+    run.record("audit", figures)
+    if full:
+        run.record("curve", audit_curve())
+        run.record("checklist", audit_checklist())
+        audit_gallery(run)
+    return run
+
+
+@pytest.fixture
+def hand() -> SimpleNamespace:
+    """What an audit by hand is made of."""
+    return SimpleNamespace(
+        plan=audit_plan,
+        stage=audit_stage,
+        audit=audit_figures,
+        curve=audit_curve,
+        checklist=audit_checklist,
+        gallery=audit_gallery,
+        build=audit_build,
+    )

@@ -200,5 +200,5 @@ def _afterwards(search: Search, model: Model, victim: Victim, finished: bool) ->
         if drawn is not None:
             run.record("curve", {**drawn, "seconds": time.monotonic() - began})
     gallery.hang(run, standing, images)
-    if finished and not run.figures("finished"):
+    if finished and not stop() and not run.figures("finished"):
         run.record("finished", {"access": victim.access.name, "probabilities": victim.probabilities})

@@ -74,12 +74,17 @@ class Stage:
         """Try it on a front."""
         salt = self.number * _SALT
         if self.attack is None:
-            tries = range(self.tried, self.tried + max(1, self.digs // 4))
+            tries = range(self.tried, self.tried + self.tries)
             return dig(setting, front, self.chains, self.digs // self.chains, tries, salt)
         hunt = Hunt(setting, front)
         at = hunt.open
         hunt.play(self.attack, salt, at, None if self.aim is None else hunt.targets(at, self.aim))
         return hunt
+
+    @property
+    def tries(self) -> int:
+        """Tries of gradients that a row gets."""
+        return max(1, 3 * self.digs // 8)
 
     @property
     def chains(self) -> int:
@@ -121,7 +126,7 @@ class Cascade:
         number = 1 if last is None else last.number + 1
         if not held:
             self.stage = None
-        elif last is not None and last.trial and fell > WORTH * last.rows:
+        elif last is not None and last.trial and fell > max(1, WORTH * last.rows):
             self.stage = replace(last, number=number, rows=held, trial=False, skip=last.number)
         elif last is not None and last.trial:  # nor would its like be worth it
             self.ahead = [stage for stage in self.ahead if not stage.trial]
@@ -146,8 +151,9 @@ class Cascade:
         self.spent += rows * digs
         if digs > self.plan.deepest or self.spent > self.plan.work * max(self.first, FEW):
             return None
-        tried, self.tried = self.tried, self.tried + max(1, digs // 4)
-        return Stage(number, f"round of {digs}", rows, digs=digs, tried=tried)
+        stage = Stage(number, f"round of {digs}", rows, digs=digs, tried=self.tried)
+        self.tried += stage.tries
+        return stage
 
 
 def nearest(gap: Tensor, ids: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ from sparring.auditing.standing import BROKEN, Standing
 from sparring.data.images import Images
 
 SHOWN = 12
-RULE = f"{SHOWN} of the broken rows, evenly spaced by row number"
+RULE = f"up to {SHOWN} of the broken rows, evenly spaced by row number"
 
 
 def hang(run: Run, standing: Standing, images: Images) -> None:

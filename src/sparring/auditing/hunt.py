@@ -143,29 +143,36 @@ class Hunt:
             self.play(POLISH, salt + 1, None if at is None else at[~self.found[at]])
 
 
-DIG = Square(steps=40, p=0.1, mixed=True, warm=True)
+DIG = Square(steps=45, p=0.1, mixed=True, warm=True)
 POLISH = Sprint(steps=3, first=0.3, start="given")
 AFRESH = Square(steps=20, p=0.3, mixed=True)
 BOUNDARY = FAB(steps=50, beta=0.85, loss="lead")
 
-_SHORT = Sprint(steps=12, first=1.0, loss="lead", start="clean")
-_LONG = Sprint(steps=20, first=1.5, loss="lead")
-_BLOCKS = Sprint(steps=12, loss="log_odds", start="blocks")
+_SHORT = Sprint(steps=8, first=1.0, loss="lead", start="clean")
+_LONG = Sprint(steps=16, first=1.5, loss="lead")
+_BLOCKS = Sprint(steps=10, loss="log_odds", start="blocks")
 _FREE = Sprint(steps=20, first=1.0, loss="log_odds")
 Try = tuple[Attack, int | None]  # with the wrong class to aim at, by likelihood
 TRIES: tuple[Try, ...] = (
     (_BLOCKS, None),
     (_SHORT, 0),
     (_SHORT, 1),
-    (_SHORT, 2),
-    (BOUNDARY, 0),
+    (_LONG, 1),
     (_LONG, 0),
+    (_LONG, 2),
+    (BOUNDARY, 0),
     (_SHORT, 3),
     (_FREE, None),
-    (_LONG, 1),
+    (_LONG, 3),
+    (_LONG, 4),
+    (_SHORT, 2),
+    (_BLOCKS, None),
+    (_LONG, 6),
+    (_LONG, 5),
     (BOUNDARY, 1),
-    (_SHORT, 4),
-    (_LONG, 2),
+    (_LONG, 1),
+    (_LONG, 0),
+    (_LONG, 7),
 )
 
 

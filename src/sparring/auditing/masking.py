@@ -51,7 +51,7 @@ AUTOGRAD = 0.0  # AutoAttack's check_dynamic
 
 CALLS = 5  # AutoAttack's check_randomized
 STEPS = 12  # of the quick attack; later it gets twice as many
-STARTS = 3  # of either; with a single one, 4 in 10 plain nets on digits were told that more steps help
+STARTS = 3  # of either; with a single one 4 in 10 checks of small healthy nets said that more steps help
 LAST = 10  # last steps, over which the margin may rise no more; so many in the code of Pintor et al.
 BEFORE = 20  # steps before these
 STRIDE = 0.15  # of eps, each step: those before suffice to reach any point of the ball

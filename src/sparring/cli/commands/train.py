@@ -28,7 +28,7 @@ def command(
     epochs: Annotated[float | None, typer.Option("--epochs", min=0.01, help="Instead of --steps.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
     rate: Annotated[float, typer.Option("--rate", help="The highest learning rate.")] = Settings.rate,
-    recipe: Annotated[str, typer.Option("--recipe", help="standard, or madry: see `sparring ls`.")] = "standard",
+    recipe: Annotated[str, typer.Option("--recipe", help="standard, madry, trades: see `sparring ls`.")] = "standard",
     norm: options.Norm = "linf",
     eps: options.Eps = None,
     attack: Annotated[str, typer.Option("--attack", help="What madry trains against.")] = _DEFAULT_ATTACK,
@@ -82,9 +82,12 @@ def _steps(steps: int | None, epochs: float | None, rows: int, batch_size: int) 
 def _defense(recipe: str, norm: str, eps: float | None, attack: str) -> Defense:
     name, given = catalog.parse(recipe)
     options_: dict[str, Any] = dict(given)
-    if name == "madry":
-        options_ |= {"attack": catalog.attack(attack), "threat": threat(norm, options.radius(norm, eps))}
-    elif eps is not None or attack != _DEFAULT_ATTACK:
-        raise UsageError(f"--eps and --attack are for a recipe that attacks, got {recipe}; try --recipe madry")
+    takes = catalog.options("recipe", catalog.defenses(), name)
+    if "threat" in takes:
+        options_["threat"] = threat(norm, options.radius(norm, eps))
+    if "attack" in takes:
+        options_["attack"] = catalog.attack(attack)
+    if (eps is not None and "threat" not in takes) or (attack != _DEFAULT_ATTACK and "attack" not in takes):
+        raise UsageError(f"--eps and --attack are for a recipe that takes them, not for {recipe}; try --recipe madry")
     built: Defense = catalog.build(catalog.defenses(), "recipe", name, options_)
     return built

@@ -17,9 +17,9 @@ ORDER = 82
 TITLE = "Who decided"
 
 _LEAD = (
-    "Every image that holds meets the cheap attacks; then rounds dig deeper into those that came closest to an "
-    "error. A round of n gives each of its images n more tries. A pass is one image through the network, forward or "
-    "backward."
+    "First come cheap attacks, on every image that holds or on a few for a trial; then rounds dig deeper into those "
+    "that came closest to an error. A round of n gives each of its images n more tries. A pass is one image through "
+    "the network, forward or backward."
 )
 _READING = (
     "A curve that is level at its end says that more of the same would break little more; one that still falls "
