@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparring.attacks.sprint import Sprint
 from sparring.attacks.square import Square
-from sparring.auditing.hunt import BOUNDARY, Front, Hunt, Setting, dig
+from sparring.auditing.hunt import BOUNDARY, TRIES, WALKS, Front, Hunt, Setting, dig
 from sparring.core.attack import Attack
 from sparring.core.errors import unknown
 
@@ -67,6 +67,7 @@ class Stage:
     aim: int | None = None  # the place of the wrong class to aim at, by likelihood
     digs: int = 0
     tried: int = 0  # tries of gradients in the rounds before
+    walks: bool = False  # are these tries to walk along the boundary?
     skip: int | None = None  # the stage whose rows are spared
     trial: bool = False  # on a few rows first: if it breaks few of them, the others are spared it
 
@@ -74,7 +75,8 @@ class Stage:
         """Try it on a front."""
         salt = self.number * _SALT
         if self.attack is None:
-            tries = range(self.tried, self.tried + self.tries)
+            plan = WALKS if self.walks else TRIES
+            tries = [plan[number % len(plan)] for number in range(self.tried, self.tried + self.tries)]
             return dig(setting, front, self.chains, self.digs // self.chains, tries, salt)
         hunt = Hunt(setting, front)
         at = hunt.open
@@ -115,6 +117,7 @@ class Cascade:
     first: int = 0  # rows that the openings left
     spent: int = 0  # digs so far
     tried: int = 0  # and tries of gradients, of one row
+    walks: bool = False  # was the boundary worth walking along?
 
     def __post_init__(self) -> None:
         """Lay out the openings."""
@@ -127,6 +130,7 @@ class Cascade:
         if not held:
             self.stage = None
         elif last is not None and last.trial and fell > max(1, WORTH * last.rows):
+            self.walks = True
             self.stage = replace(last, number=number, rows=held, trial=False, skip=last.number)
         elif last is not None and last.trial:  # nor would its like be worth it
             self.ahead = [stage for stage in self.ahead if not stage.trial]
@@ -151,7 +155,7 @@ class Cascade:
         self.spent += rows * digs
         if digs > self.plan.deepest or self.spent > self.plan.work * max(self.first, FEW):
             return None
-        stage = Stage(number, f"round of {digs}", rows, digs=digs, tried=self.tried)
+        stage = Stage(number, f"round of {digs}", rows, digs=digs, tried=self.tried, walks=self.walks)
         self.tried += stage.tries
         return stage
 

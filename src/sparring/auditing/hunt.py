@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -146,7 +146,7 @@ class Hunt:
 DIG = Square(steps=45, p=0.1, mixed=True, warm=True)
 POLISH = Sprint(steps=3, first=0.3, start="given")
 AFRESH = Square(steps=20, p=0.3, mixed=True)
-BOUNDARY = FAB(steps=50, beta=0.85, loss="lead")
+BOUNDARY = FAB(steps=45, beta=0.8, loss="lead")
 
 _SHORT = Sprint(steps=8, first=1.0, loss="lead", start="clean")
 _LONG = Sprint(steps=16, first=1.5, loss="lead")
@@ -174,9 +174,20 @@ TRIES: tuple[Try, ...] = (
     (_LONG, 0),
     (_LONG, 7),
 )
+_WALK = FAB(steps=100, loss="lead")
+WALKS: tuple[Try, ...] = (  # where the boundary was worth walking along
+    (_WALK, 0),
+    (_BLOCKS, None),
+    (_WALK, 1),
+    (_SHORT, 0),
+    (_WALK, 2),
+    (_SHORT, 1),
+    (_WALK, 3),
+    (_LONG, 1),
+)
 
 
-def dig(setting: Setting, front: Front, chains: int, digs: int, tries: range, salt: int) -> Hunt:
+def dig(setting: Setting, front: Front, chains: int, digs: int, tries: Sequence[Try], salt: int) -> Hunt:
     """Tries of gradients from elsewhere, then `digs` digs on each of `chains` chains from where the row came closest.
 
     A row is broken by the first of these that breaks it; of several side by side the lowest counts.
@@ -198,13 +209,13 @@ def dig(setting: Setting, front: Front, chains: int, digs: int, tries: range, sa
     return whole
 
 
-def _try(whole: Hunt, front: Front, tries: range, salt: int) -> None:
+def _try(whole: Hunt, front: Front, tries: Sequence[Try], salt: int) -> None:
     """Tries side by side, those of one kind together."""
     each, row = _side_by_side(whole.setting, front, len(tries))
     each.gap = torch.full_like(each.gap, -torch.inf)
     which = torch.arange(len(tries), device=row.device).repeat_interleave(len(front.y))
-    for kind, attack in enumerate(dict.fromkeys(attack for attack, _ in TRIES)):
-        aims = [aim if kin == attack else -2 for kin, aim in (TRIES[number % len(TRIES)] for number in tries)]
+    for kind, attack in enumerate(dict.fromkeys(attack for attack, _ in tries)):
+        aims = [aim if kin == attack else -2 for kin, aim in tries]
         aim = torch.tensor([-1 if place is None else place for place in aims], device=row.device)[which]
         at = (aim > -2).nonzero().squeeze(1)
         at = at[~whole.found[row[at]]]
