@@ -171,29 +171,42 @@ def test_one_step_on_a_linear_model_reaches_the_nearest_point(norm):
     assert (model.query(beyond, Access.DECISION).labels != batch.y).all()
 
 
+@pytest.mark.parametrize("side", [-1, 1], ids=["before", "beyond"])
 @pytest.mark.parametrize("alpha_max", [0.1, 1.0])
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_step_from_elsewhere_leans_towards_the_clean_image(norm, alpha_max):
+def test_a_step_from_elsewhere_leans_towards_the_clean_image(norm, alpha_max, side):
     """Equation 9: (1 - a) (x + eta d) + a (x0 + eta d0), with a = min(|d| / (|d| + |d0|), alpha_max)."""
     model, batch, value, gradient = rows_of(norm)
     x0 = batch.x.flatten(1).double()
-    x = x0 + 0.3 * noise.normal(torch.arange(4), x0.shape[1:]).double()
-    x = x - gradient * (margin_of(model.net(x), batch) - value).clamp_min(0)[:, None]  # on the side of the image
-    here, there = along(norm, gradient, -margin_of(model.net(x), batch)), along(norm, gradient, -value)
+    x = x0 + 0.1 * noise.normal(torch.arange(4), x0.shape[1:]).double()
+    x = x + along("l2", gradient, side * 0.5 * value.abs() - margin_of(model.net(x), batch))
+    missing = -margin_of(model.net(x), batch)
+    torch.testing.assert_close(missing, side * 0.5 * value)
+    here, there = along(norm, gradient, missing), along(norm, gradient, -value)
     near, far = here.norm(ORDER[norm], dim=1), there.norm(ORDER[norm], dim=1)
     alpha = (near / (near + far)).clamp_max(alpha_max)[:, None]
     wanted = (1 - alpha) * (x + 1.05 * here) + alpha * (x0 + 1.05 * there)
-    found = step(FAB(alpha_max=alpha_max), model, batch, x.float().view_as(batch.x)).x
+    found = step(FAB(alpha_max=alpha_max, beta=1.0), model, batch, x.float().view_as(batch.x)).x
     torch.testing.assert_close(found.flatten(1).double(), wanted, rtol=1e-4, atol=1e-4)
     assert (alpha == alpha_max).all() if alpha_max < 1 else (alpha < alpha_max).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_where_the_model_is_fooled_it_draws_back(norm):
+def test_where_the_model_is_fooled_it_draws_back_too(norm):
     model, batch, value, gradient = rows_of(norm)
-    beyond = batch.x + along(norm, gradient, -2 * value).float().view_as(batch.x)
-    found = step(FAB(beta=0.7), model, batch, beyond).x
-    torch.testing.assert_close(found, batch.x + 0.7 * (beyond - batch.x))
+    for rise, fooled in ((1.5, True), (0.5, False)):
+        x = batch.x + along(norm, gradient, -rise * value).float().view_as(batch.x)
+        onward, drawn = (step(FAB(beta=beta), model, batch, x).x - batch.x for beta in (1.0, 0.7))
+        torch.testing.assert_close(drawn, (0.7 if fooled else 1.0) * onward)
+
+
+def test_with_a_class_to_lead_it_is_any_wrong_class_that_fools():
+    """The second class leads here, while the third, the target, is still behind the first."""
+    model = Probe(lambda flat: flat, bounds=(-9.0, 9.0))
+    x0, x = torch.tensor([[3.0, 1.0, 0.0]]).view(1, 1, 1, 3), torch.tensor([[2.0, 4.0, 0.0]]).view(1, 1, 1, 3)
+    batch = Batch(x0, *torch.tensor([[0], [2], [7]]), threat("l2", 9.0, model.bounds))
+    onward, drawn = (step(FAB(beta=beta, loss="lead"), model, batch, x).x - x0 for beta in (1.0, 0.7))
+    torch.testing.assert_close(drawn, 0.7 * onward)
 
 
 @pytest.mark.parametrize("norm", NORMS)

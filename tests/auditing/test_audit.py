@@ -232,17 +232,18 @@ def test_the_order_does_not_matter_where_all_is_luck(digits):
         wrong = 2.0 * ((flat @ weights).frac() < 0.02).double() - 1 + 0 * flat.sum(1)
         return torch.stack([-wrong, wrong], 1)
 
-    data = Images("pits", digits[0][:40], torch.zeros(40, dtype=torch.int64), torch.arange(40), ("a", "b"))
+    data = Images("pits", digits[0][:30], torch.zeros(30, dtype=torch.int64), torch.arange(30), ("a", "b"))
     wanted = known(quick(Probe(answer), data))
-    assert 3 < sum(verdict == "broken" for verdict, _ in wanted.values()) < 38
+    assert 3 < sum(verdict == "broken" for verdict, _ in wanted.values()) < 28
     for seed in (1, 2):
-        order = torch.randperm(40, generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(30, generator=torch.Generator().manual_seed(seed))
         assert known(quick(Probe(answer), data.select(order), width=5)) == wanted
     assert known(quick(Probe(answer), data, seed=1)) != wanted
 
 
 @unchecked
 def test_the_width_does_not_matter(exact, rows):
+    rows = (rows[0][:16], rows[1][:16])
     wanted = known(quick(exact, rows, width=None))
     for width in (1, 7, 64):
         assert known(quick(exact, rows, width=width)) == wanted
@@ -252,7 +253,7 @@ def test_the_width_does_not_matter(exact, rows):
 def test_verdicts_of_a_float32_net_stand_at_every_width(net, rows):
     """There the low bits of an answer hang on its company, and the images may, but not what is said of a row."""
     wanted = quick(net, rows, width=None).verdicts()
-    for width in (1, 7, 64):
+    for width in (7, 64):
         assert quick(net, rows, width=width).verdicts() == wanted
 
 
@@ -288,10 +289,10 @@ def test_one_row(eps, verdict, net, rows):
 @unchecked
 @pytest.mark.parametrize("norm", sorted(EPS))
 def test_two_classes_fall_just_where_the_ball_reaches_the_boundary(norm):
-    case = linear(norm, (1, 3, 4), 20, distance=0.5)
+    case = linear(norm, (1, 3, 4), 6, distance=0.5)
     for eps, verdict in ((0.499, "undecided"), (0.503, "broken")):
         result = quick(case.model, (case.x, case.y), threat(norm, eps, case.model.bounds))
-        assert result.counts[verdict] == 20
+        assert result.counts[verdict] == 6
 
 
 @pytest.fixture
@@ -544,7 +545,7 @@ def test_an_audit_cut_short_goes_on_to_the_same_verdicts_and_images(norm, exact,
     limit = threat(norm, EPS[norm])
     whole = quick(exact, rows, limit, tmp_path / "whole")
     before = 0
-    for budget in (1, 2, 9, 30, 70, 120):
+    for budget in (1, 9, 40, 110):
         out = tmp_path / str(budget)
         cut = quick(exact, rows, limit, out, budget=budget)
         assert not cut.complete

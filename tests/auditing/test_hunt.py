@@ -100,8 +100,8 @@ def pitted(digits: Rows) -> tuple[Probe, Rows]:
     return model, (x, torch.zeros(len(x), dtype=torch.int64))
 
 
-def digging(setting: Setting, front: Front, chains: int = 2) -> Hunt:
-    return dig(setting, front, chains, 2, range(2, 5), 300_000)
+def digging(setting: Setting, front: Front, chains: int = 2, turns: int = 2, tries: int = 3) -> Hunt:
+    return dig(setting, front, chains, turns, TRIES[:tries], 300_000)
 
 
 def playing(setting: Setting, front: Front) -> Hunt:
@@ -202,7 +202,7 @@ def test_chains_of_a_row_draw_noise_of_their_own(pitted):
 def test_of_chains_side_by_side_the_lowest_that_finds_counts(pitted):
     model, rows = pitted
     setting, begun = Setting(model, threat("linf", 0.1), 16), front(model, rows)
-    (one, many) = (dig(setting, begun, chains, 1, range(1), 0) for chains in (1, 6))
+    (one, many) = (digging(setting, begun, chains, turns=1, tries=1) for chains in (1, 6))
     assert int(many.found.sum()) > int(one.found.sum()) > 0
     assert torch.equal(many.best[one.found], one.best[one.found])
 
@@ -227,7 +227,7 @@ def test_passes_are_counted_exactly(norm, kind, model, rows):
 
 def test_a_row_that_holds_costs_what_was_planned(model, rows):
     limit = threat("linf", 1e-4)
-    hunt = dig(Setting(model, limit, 16), front(model, rows, torch.arange(3)), 4, 2, range(1), 0)
+    hunt = digging(Setting(model, limit, 16), front(model, rows, torch.arange(3)), 4, 2, tries=1)
     assert not hunt.found.any()
     first, aim = TRIES[0]
     backward = 4 * 2 * POLISH.steps + first.steps
@@ -367,10 +367,10 @@ def test_what_is_found_before_a_stop_is_what_would_have_been_found(pitted):
     model, rows = pitted
     limit, begun = threat("linf", 0.1), front(model, rows)
     clock = Patience(10**6)
-    whole = dig(Setting(model, limit, 256, stop=clock), begun, 4, 2, range(1), 0)
+    whole = digging(Setting(model, limit, 256, stop=clock), begun, 4, tries=1)
     seen = 0
     for turns in range(0, 10**6 - clock.left, 2):
-        hunt = dig(Setting(model, limit, 256, stop=Patience(turns)), begun, 4, 2, range(1), 0)
+        hunt = digging(Setting(model, limit, 256, stop=Patience(turns)), begun, 4, tries=1)
         seen += int(hunt.found.sum())
         assert torch.equal(hunt.best[hunt.found], whole.best[hunt.found])
     assert seen > 0

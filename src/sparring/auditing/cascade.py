@@ -44,7 +44,7 @@ PROFILES = {
 }
 LENGTH = 2  # digs on one chain; more of them go to chains side by side
 STILL_FALLING = 1 / 8  # of a round's rows: then the next round takes as many
-WORTH = 1 / 16  # of a trial's rows: then all rows meet what was tried
+WORTH = 1 / 8  # of a trial's rows: then all rows meet what was tried
 TRIED = 16  # rows in a trial, at least; else a sixteenth of those that hold
 FEW = 64  # rows; of fewer, each may cost more
 

@@ -25,10 +25,11 @@ def automatic(row: Tensor) -> int:
 
 
 def narrower(live: int, width: int) -> int:
-    """The least halving of `width` that seats `live` rows and keeps `NARROWEST`."""
-    while width % 2 == 0 and width // 2 >= max(live, NARROWEST):
+    """The least width that seats `live` rows and keeps `NARROWEST`: halvings of `width`, and three quarters of one."""
+    needed = max(live, NARROWEST)
+    while width % 2 == 0 and width // 2 >= needed:
         width //= 2
-    return width
+    return width * 3 // 4 if width % 4 == 0 and width * 3 // 4 >= needed else width
 
 
 @dataclass
