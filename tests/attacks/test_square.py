@@ -47,10 +47,10 @@ def observed(batch: Batch, logits: Tensor) -> Observation:
 
 
 def at_random(attack: Square, batch: Batch, turns: int) -> Iterator[tuple[SquareState, Tensor, SquareState]]:
-    """The state before and after each step, and the (n,) margins told in it, which are noise."""
+    """The state before and after each step, and the (n,) margins told in it: noise, with many that are equal."""
     state = attack.init(batch)
     for turn in range(turns):
-        logits = noise.normal(batch.key, (4,), 1000 + turn)
+        logits = (2 * noise.normal(batch.key, (4,), 1000 + turn)).round()
         others = logits.clone()
         others[:, 0] = -torch.inf  # every label is 0
         after = attack.step(batch, state, observed(batch, logits))

@@ -44,7 +44,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def audited(folder):
-    done = run(folder / "net", "--eps", "0.05", "--limit", "60", "--profile", "quick", "--json", "--out", folder / "a")
+    done = run(
+        folder / "net", "--eps", "0.05", "--limit", "60", "--profile", "quick", "--json", "--out", folder / "a"
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

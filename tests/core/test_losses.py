@@ -35,6 +35,8 @@ def plainly(name: str, z: list[float], y: int, target: int) -> float:
         return sign * math.log(p[goal])
     if name == "margin" or (name == "dlr" and len(z) == 2):
         return sign * (z[goal] - max(others))
+    if name == "lead":
+        return z[target] - z[y] if target >= 0 else max(others) - z[y]
     if name == "log_odds":
         return sign * math.log(p[goal] / (1 - p[goal]))
     if name == "dlr" and target < 0:

@@ -63,7 +63,7 @@ class Sprint:
         if self.start == "random":
             return batch.threat.sample(batch.x, batch.key)
         signs = blocks(batch.key, batch.x.shape[1:], self.side)
-        return batch.project(batch.x + batch.threat.eps * batch.threat.steepest(signs))
+        return batch.project(batch.x + batch.threat.eps * signs)
 
     def step(self, batch: Batch, state: SprintState, seen: Observation) -> SprintState:
         """Climb, and carry some of the last move on."""

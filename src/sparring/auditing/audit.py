@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from sparring.auditing.plan import common
 from sparring.auditing.run import Run
 from sparring.auditing.search import Search, Tell
 from sparring.auditing.standing import ERROR, WAITING, Standing
-from sparring.auditing.summary import summarise, write_rows
+from sparring.auditing.summary import row_ids, summarise, write_rows
 from sparring.auditing.victim import Victim, meet
 from sparring.core.errors import UsageError
 from sparring.core.model import Model
@@ -40,7 +42,6 @@ class Audit:
 
     run: Path
     figures: dict[str, Any]
-    _kept: Any = field(default=None, repr=False)  # keeps a temporary run folder alive
 
     @property
     def counts(self) -> dict[str, int]:
@@ -54,9 +55,10 @@ class Audit:
         return ends["lower"], ends["upper"]
 
     @property
-    def clean_accuracy(self) -> float:
-        """The share of rows that the model gets right when they are left alone."""
-        return float(self.figures["clean_accuracy"])
+    def clean_accuracy(self) -> float | None:
+        """The share of rows looked at that the model gets right when they are left alone; None if none was."""
+        share: float | None = self.figures["clean_accuracy"]
+        return share
 
     @property
     def warnings(self) -> list[str]:
@@ -70,16 +72,18 @@ class Audit:
 
     def verdicts(self) -> dict[int, Verdict]:
         """The verdict of every row by id."""
-        standing = Standing.of(Evidence(Run.open(self.run)))
-        return dict(zip(standing.ids.tolist(), standing.verdicts, strict=True))
+        run = Run.open(self.run)
+        standing = Standing.of(Evidence(run))
+        unseen = dict.fromkeys(row_ids(run), Verdict.UNDECIDED)
+        return unseen | dict(zip(standing.ids.tolist(), standing.verdicts, strict=True))
 
     def witnesses(self) -> dict[int, Tensor]:
         """The adversarial image (c, h, w) of every broken row by id, as stored."""
         found: dict[int, Tensor] = {}
         evidence = Evidence(Run.open(self.run))
-        for name, _ in evidence.shards():
-            images = evidence.images(name)
-            if images:
+        for name, shard in evidence.shards():
+            if shard.stage and shard.label:
+                images = evidence.images(name)
                 found |= dict(zip(images["ids"].tolist(), images["exact"], strict=True))
         return found
 
@@ -113,10 +117,10 @@ def audit(
     queried = TorchModel(model) if isinstance(model, nn.Module) else model
     images, plan = _images(data).take(limit), named_profile(profile)
     victim = meet(queried, images, threat, device)
-    kept = tempfile.TemporaryDirectory(prefix="sparring-audit-") if out is None else None
+    folder = Path(tempfile.mkdtemp(prefix="sparring-audit-")) if out is None else Path(out)
     settings = {"threat": repr(threat), "profile": asdict(plan), "profile_version": plan.version}
     run = Run.create(
-        Path(kept.name if kept else str(out)),
+        folder,
         "audit",
         {
             "model": name or type(queried).__name__,
@@ -129,6 +133,8 @@ def audit(
             "eps": threat.eps,
             "profile": profile,
             **common(images, seed, device),
+            "classes": [*images.classes, *map(str, range(len(images.classes), victim.classes))],
+            "ids": None if torch.equal(images.ids, torch.arange(len(images))) else images.ids.tolist(),
         },
     )
     setting = Setting(
@@ -143,7 +149,10 @@ def audit(
     search = Search(setting, plan, images, victim.classes, run, tell)
     finished = search.work()
     _afterwards(search, queried, victim, finished)
-    return Audit(run.path, conclude(run), kept)
+    audit = Audit(run.path, conclude(run))
+    if out is None:
+        weakref.finalize(audit, shutil.rmtree, folder, ignore_errors=True)
+    return audit
 
 
 def conclude(run: Run) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sparring.auditing.run import Run, write_json
-from sparring.core.errors import DataError, IncompleteError
+from sparring.auditing.run import Run, write_json, writing
+from sparring.core.errors import DataError
 from sparring.core.files import write_atomic
 
 _SHARD = re.compile(r"(\d{2})-(\d{4,})\.json")
@@ -89,15 +89,17 @@ class Evidence:
 
     def commit(self, name: str, shard: Shard) -> None:
         """Make a shard count."""
-        try:
-            write_json(self.folder / f"{name}.json", asdict(shard), indent=None)
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
+        if shard.stage and not shard.label:
+            (self.folder / f"{name}.safetensors").unlink(missing_ok=True)  # of a try that a crash cut short
+        write_json(self.folder / f"{name}.json", asdict(shard), indent=None)
 
     def images(self, name: str) -> dict[str, Tensor]:
         """The images of a shard; empty if it has none."""
         path = self.folder / f"{name}.safetensors"
-        return load_file(path) if path.is_file() else {}
+        try:
+            return load_file(path) if path.is_file() else {}
+        except SafetensorError as error:
+            raise DataError(f"{path}: damaged ({error}); choose another --out") from error
 
     def closest(self, name: str, places: Tensor) -> Tensor:
         """(m, c, h, w) the closest points at `places` (m,) of a work shard."""
@@ -117,17 +119,8 @@ class Evidence:
             self.work.rmdir()
 
     def _write(self, path: Path, data: bytes) -> None:
-        try:
+        with writing(path.parent):
             write_atomic(path, data)
-        except OSError as error:
-            raise _unwritable(path.parent, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> IncompleteError:
-    return IncompleteError(
-        f"cannot write to {folder}: {error.strerror or error}; what was written before is kept, and the same "
-        f"command goes on from there once there is room"
-    )
 
 
 def as_json(value: Any) -> float | None:

@@ -204,7 +204,8 @@ def dig(setting: Setting, front: Front, chains: int, digs: int, tries: Sequence[
         if not len(live) or each.stopped or whole.stopped:
             break
         each.dig(salt + len(TRIES) + 2 * turn, live)
-        _gather(whole, at, each)
+        if not each.stopped:  # else a lower chain might have found something too
+            _gather(whole, at, each)
     whole.take_over(each, at[row])
     return whole
 
@@ -222,7 +223,8 @@ def _try(whole: Hunt, front: Front, tries: Sequence[Try], salt: int) -> None:
         if len(at):
             goal = whole.targets(row[at], aim[at]) if int(aim[at].max()) >= 0 else None
             each.play(attack, salt + kind, at, goal)
-            _gather(whole, torch.arange(len(front.y), device=row.device), each)
+            if not each.stopped:
+                _gather(whole, torch.arange(len(front.y), device=row.device), each)
     whole.take_over(each, row)
 
 

@@ -13,23 +13,38 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sparring.core.errors import UsageError
+from sparring.core.errors import IncompleteError, UsageError
 from sparring.core.files import write_atomic
 from sparring.core.plan import check_same
 
 SCHEMA = 1
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what a failed write at `path` means for the run."""
+    try:
+        yield
+    except OSError as error:
+        raise IncompleteError(
+            f"cannot write to {path}: {error.strerror or error}; what was written before is kept, and the same "
+            f"command goes on from there once there is room"
+        ) from error
+
+
 def write_json(path: Path, value: object, *, indent: int | None = 2) -> None:
     """Write `value` as JSON, whole or not at all."""
-    write_atomic(path, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode())
+    data = (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode()
+    with writing(path.parent):
+        write_atomic(path, data)
 
 
 class Run:
@@ -47,6 +62,8 @@ class Run:
             found = json.loads((path / "plan.json").read_text())
             # Another machine may take a run up: what was asked for is the same.
             check_same(path, *({k: v for k, v in plan.items() if k != "hardware"} for plan in (wanted, found)))
+        for stale in [*path.glob(".*.????????"), *path.glob("*/.*.????????"), *path.glob("*/*/.*.????????")]:
+            stale.unlink(missing_ok=True)  # what a kill left half written
         write_json(path / "plan.json", wanted)
         run = cls(path)
         run.event("start", kind=slug)
@@ -79,7 +96,8 @@ class Run:
         """Store one section; its images first, so that figures never stand without them."""
         if tensors:
             held = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-            write_atomic(self.path / "evidence" / f"{section}.safetensors", save(held))
+            with writing(self.path / "evidence"):
+                write_atomic(self.path / "evidence" / f"{section}.safetensors", save(held))
         write_json(self.path / "evidence" / f"{section}.json", dict(figures))
         self.event("section", name=section)
 
@@ -97,7 +115,7 @@ class Run:
     def event(self, kind: str, /, **fields: object) -> None:
         """Append one line to `events.jsonl`."""
         line = json.dumps({"schema": SCHEMA, "time": round(time.time(), 3), "event": kind, **fields})
-        with (self.path / "events.jsonl").open("a") as file:
+        with writing(self.path), (self.path / "events.jsonl").open("a") as file:
             file.write(line + "\n")
 
     def result(self) -> dict[str, Any]:

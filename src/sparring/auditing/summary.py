@@ -11,7 +11,7 @@ import torch
 
 from sparring.auditing.evidence import Evidence, as_json
 from sparring.auditing.intervals import clopper_pearson
-from sparring.auditing.run import Run
+from sparring.auditing.run import Run, writing
 from sparring.auditing.standing import BROKEN, Standing
 from sparring.core.files import write_atomic
 from sparring.core.verdict import Verdict, robust_accuracy
@@ -90,14 +90,13 @@ def _classes(standing: Standing, names: list[str]) -> list[dict[str, Any]]:
         mine = [v for v, y in zip(verdicts, standing.y.tolist(), strict=True) if y == label]
         if not mine:
             continue
-        wrong = mine.count(Verdict.MISCLASSIFIED)
-        held = len(mine) - wrong - mine.count(Verdict.BROKEN)
+        held = len(mine) - mine.count(Verdict.MISCLASSIFIED) - mine.count(Verdict.BROKEN)
         low, high = clopper_pearson(held, len(mine))
         found.append(
             {
                 "class": name,
                 "rows": len(mine),
-                "clean": 1 - wrong / len(mine),
+                "clean": _share(standing.clean_label[standing.y == label] == label),
                 "certified": mine.count(Verdict.CERTIFIED) / len(mine),
                 "upper": held / len(mine),
                 "interval": [low, high],
@@ -132,6 +131,12 @@ def _confidence(standing: Standing) -> dict[str, list[int]]:
     }
 
 
+def row_ids(run: Run) -> list[int]:
+    """The ids of all rows of the plan."""
+    ids: list[int] | None = run.plan.get("ids")
+    return list(range(run.plan["rows"]["test"])) if ids is None else ids
+
+
 def write_rows(run: Run) -> Path:
     """Rebuild `rows.csv`: a line for every row."""
     standing = Standing.of(Evidence(run))
@@ -154,5 +159,8 @@ def write_rows(run: Run) -> Path:
                 int(standing.eight_bit[place]) if broken else "", image, standing.reasons.get(place, ""),
             ]
         )  # fmt: skip
-    write_atomic(run.path / "rows.csv", text.getvalue().encode())
+    for unseen in sorted(set(row_ids(run)) - set(standing.ids.tolist())):
+        writer.writerow([unseen, "", str(Verdict.UNDECIDED)] + [""] * (len(COLUMNS) - 3))
+    with writing(run.path):
+        write_atomic(run.path / "rows.csv", text.getvalue().encode())
     return run.path / "rows.csv"

@@ -57,6 +57,7 @@ def meet(model: Model, images: Images, threat: Threat, device: str) -> Victim:
             f"expected a threat model within the bounds of the model, {model.bounds}, got {threat.bounds}; "
             f"give it bounds={model.bounds}"
         )
+    preflight.check_labels(images.y, len(images.x))
     for part in torch.split(images.x, _CHUNK):
         preflight.check_images(part, model.bounds)
     sample = images.x[torch.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images))).long()].to(device)
@@ -67,7 +68,7 @@ def meet(model: Model, images: Images, threat: Threat, device: str) -> Victim:
     logits = answer.prediction.logits
     if logits is None:
         raise AttackError("an audit needs at least scores, and the model gives labels only; give it logits")
-    preflight.check_labels(images.y, len(images), classes=logits.shape[1])
+    preflight.check_labels(images.y, len(images.x), classes=logits.shape[1])
     said = logits[fine]
     simplex = bool((said > -1e-5).all()) and bool(((said.double().sum(1) - 1).abs() < 1e-5).all())
     return Victim(model, _access(model, sample[fine]), logits.shape[1], simplex)

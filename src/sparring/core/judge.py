@@ -74,4 +74,5 @@ def confidence(prediction: Prediction) -> Tensor:
     """(n,) float64 probability that the model gives the class it names."""
     if prediction.logits is None:
         raise ModelError("expected logits for a confidence, got a model that gives labels only")
-    return prediction.logits.double().softmax(1).gather(1, prediction.labels[:, None]).squeeze(1)
+    named = prediction.labels.clamp_min(0)  # -1 where the model failed; its logits are NaN there
+    return prediction.logits.double().softmax(1).gather(1, named[:, None]).squeeze(1)

@@ -32,7 +32,8 @@ def ask(model: Model, x: Tensor, access: Access) -> Answer:
     if bad is None or prediction.logits is None:
         return Answer(prediction)
     rows = bad.nonzero().squeeze(1).tolist()
-    return Answer(prediction, {row: f"expected finite logits, got {_brief(prediction.logits[row])}" for row in rows})
+    unnamed = Prediction(prediction.labels.masked_fill(bad, -1), prediction.logits, prediction.vjp)
+    return Answer(unnamed, {row: f"expected finite logits, got {_brief(prediction.logits[row])}" for row in rows})
 
 
 def _brief(logits: Tensor) -> str:
@@ -50,18 +51,19 @@ def _join(one: Answer, two: Answer) -> Answer:
     count = len(first.labels)
     labels = torch.cat([first.labels, second.labels])
     failed = one.failed | {count + row: reason for row, reason in two.failed.items()}
+
+    def pull(cotangent: Tensor, *, keep: bool = False) -> Tensor:
+        halves = zip((first, second), (cotangent[:count], cotangent[count:]), strict=True)
+        return torch.cat([half.vjp(part, keep=keep) for half, part in halves if half.vjp is not None])
+
+    both = pull if first.vjp and second.vjp else None
     known = first.logits if first.logits is not None else second.logits
     if known is None:
-        return Answer(Prediction(labels, None, first.vjp), failed)
+        return Answer(Prediction(labels, None, both), failed)
     logits = torch.cat(
         [
             half.logits if half.logits is not None else known.new_full((len(half.labels), known.shape[1]), torch.nan)
             for half in (first, second)
         ]
     )
-
-    def pull(cotangent: Tensor, *, keep: bool = False) -> Tensor:
-        halves = zip((first, second), (cotangent[:count], cotangent[count:]), strict=True)
-        return torch.cat([half.vjp(part, keep=keep) for half, part in halves if half.vjp is not None])
-
-    return Answer(Prediction(labels, logits, pull if first.vjp and second.vjp else None), failed)
+    return Answer(Prediction(labels, logits, both), failed)

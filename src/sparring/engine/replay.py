@@ -46,7 +46,9 @@ def _replay(model: Model, judge: Judge, rows: Batch, points: Tensor, width: int)
         answer = ask(model, points[index], access)
         failed |= {start + row: why for row, why in answer.failed.items() if row < count}
         said = answer.prediction
-        hit = judge.adversarial(rows.take(index), points[index], said) & (said.labels >= 0)
+        hit = said.labels >= 0
+        if hit.any():  # else there is nothing to judge
+            hit = hit & judge.adversarial(rows.take(index), points[index], said)
         logits = None if said.logits is None else said.logits[:count]
         parts.append(Judged(hit[:count], said.labels[:count], score(said)[:count], logits))
     return Judged(
@@ -70,6 +72,4 @@ def score(answer: Prediction) -> Tensor:
     """(n,) confidences, NaN where the model gives labels only or failed."""
     if answer.logits is None:
         return torch.full_like(answer.labels, torch.nan, dtype=torch.float64)
-    if (answer.labels < 0).any():
-        answer = Prediction(answer.labels.clamp_min(0), answer.logits)
     return confidence(answer)

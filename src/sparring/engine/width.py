@@ -25,7 +25,7 @@ def automatic(row: Tensor) -> int:
 
 
 def narrower(live: int, width: int) -> int:
-    """The least width that seats `live` rows and keeps `NARROWEST`: halvings of `width`, and three quarters of one."""
+    """The least width for `live` rows, `NARROWEST` or more: halvings of `width`, and three quarters of one."""
     needed = max(live, NARROWEST)
     while width % 2 == 0 and width // 2 >= needed:
         width //= 2

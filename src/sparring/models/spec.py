@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from sparring.core.errors import ModelError, UsageError, unknown
@@ -33,7 +34,7 @@ def digest(net: nn.Module) -> str:
     sha = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 

@@ -68,7 +68,7 @@ class TorchModel:
         if access < Access.GRADIENT:
             with torch.no_grad():
                 logits = self._logits(x)
-            return Prediction(logits.argmax(1), logits if access >= Access.SCORE else None)
+            return Prediction(logits.argmax(1), logits.float() if access >= Access.SCORE else None)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             logits = self._logits(leaf)
@@ -77,9 +77,12 @@ class TorchModel:
                 "expected logits that depend on the image, got a constant; is the model run under no_grad?"
             )
         values = logits.detach()
-        return Prediction(values.argmax(1), values, partial(_pull_back, logits, leaf))
+        return Prediction(values.argmax(1), values.float(), partial(_pull_back, logits, leaf))
 
 
 def _pull_back(logits: Tensor, leaf: Tensor, cotangent: Tensor, *, keep: bool = False) -> Tensor:
-    (gradient,) = torch.autograd.grad(logits, leaf, cotangent, retain_graph=keep)
-    return gradient
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        logits, leaf, cotangent.to(logits.dtype), retain_graph=keep, allow_unused=True
+    )
+    gradient = found[0]
+    return torch.zeros_like(leaf) if gradient is None else gradient  # None: the logits hang on the weights alone
