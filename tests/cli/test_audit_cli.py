@@ -53,7 +53,8 @@ def audited(folder):
 
 def test_the_json_document(audited, folder):
     wanted = {
-        "clean_accuracy", "robust_accuracy", "counts", "forward_passes", "backward_passes", "seconds", "warnings", "run"
+        "clean_accuracy", "robust_accuracy", "counts", "forward_passes", "backward_passes", "seconds", "warnings",
+        "run",
     }  # fmt: skip
     assert wanted <= audited.keys()
     assert set(audited["counts"]) == {"misclassified", "broken", "certified", "undecided", "error"}
@@ -106,8 +107,8 @@ def test_a_drop_below_the_baseline_fails(audited, folder):
 
 
 def test_rows_that_the_model_cannot_answer(folder, tmp_path):
-    done = run(f"{folder / 'net.py'}:picky", "--data", "digits", "--eps", "0.02", "--limit", "60", "--profile", "quick",
-               "--json", "--out", tmp_path / "r")  # fmt: skip
+    words = ("--data", "digits", "--eps", "0.02", "--limit", "60", "--profile", "quick", "--json")
+    done = run(f"{folder / 'net.py'}:picky", *words, "--out", tmp_path / "r")
     assert done.returncode == 3, done.stderr
     said = json.loads(done.stdout)
     assert 0 < said["counts"]["error"] < 30
