@@ -56,9 +56,10 @@ class Evidence:
         self.run = run
         self.folder, self.work = run.path / "evidence" / "rows", run.path / "work"
 
-    def shards(self) -> Iterator[tuple[str, Shard]]:
-        """Every shard by stage and part, with its name."""
-        found = sorted(path for path in self.folder.glob("*.json") if _SHARD.fullmatch(path.name))
+    def shards(self, stage: int | None = None) -> Iterator[tuple[str, Shard]]:
+        """Every shard, or those of one stage, by stage and part, with its name."""
+        pattern = "*.json" if stage is None else f"{stage:02d}-*.json"
+        found = sorted(path for path in self.folder.glob(pattern) if _SHARD.fullmatch(path.name))
         for path in found:
             try:
                 yield path.stem, Shard(**json.loads(path.read_text()))

@@ -19,7 +19,7 @@ from sparring.core.batch import Batch
 from sparring.data.images import Images
 from sparring.engine.replay import Judged, replay
 
-_PIXELS = 2**22  # numbers in the images of one chunk, at most
+_PIXELS = 2**20  # numbers in the images of one chunk, at most
 _SECONDS = 5.0  # what a chunk should take: what a crash may cost
 
 Tell = Callable[[str, int, int], None]  # what is going on, rows done, of how many

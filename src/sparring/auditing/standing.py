@@ -53,13 +53,14 @@ class Standing:
     @classmethod
     def of(cls, evidence: Evidence) -> Standing:
         """What the shards on disk say of the rows that they name."""
-        shards = list(evidence.shards())
-        first = [shard for _, shard in shards if shard.stage == 0 and shard.complete]
-        ids = torch.tensor([row for shard in first for row in shard.ids], dtype=torch.int64)
-        truth = torch.tensor([label for shard in first for label in shard.truth], dtype=torch.int64)
-        order = ids.argsort()
-        standing = cls(ids[order], truth[order])
-        for name, shard in shards:
+        ids, truth = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
+        for _, shard in evidence.shards(stage=0):
+            if shard.complete:
+                ids.append(torch.tensor(shard.ids, dtype=torch.int64))
+                truth.append(torch.tensor(shard.truth, dtype=torch.int64))
+        order = torch.cat(ids).argsort()
+        standing = cls(torch.cat(ids)[order], torch.cat(truth)[order])
+        for name, shard in evidence.shards():  # one at a time: as Python numbers they are large
             standing.apply(name, shard)
         return standing
 
