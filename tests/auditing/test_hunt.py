@@ -372,9 +372,6 @@ def test_what_is_found_before_a_stop_is_what_would_have_been_found(pitted):
     assert seen > 0
 
 
-@pytest.mark.xfail(
-    reason="hunt: at a stop a row is given up for the failure of one try, though another, still at work, breaks it"
-)
 def test_who_fails_before_a_stop_is_who_would_have_failed(model, rows):
     x = rows[0].clone()
     x[:, 0, 0, 0] = 0.0

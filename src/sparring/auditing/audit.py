@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.auditing import curve, gallery, masking
+from sparring.auditing.cascade import Profile
 from sparring.auditing.cascade import profile as named_profile
 from sparring.auditing.evidence import Evidence
 from sparring.auditing.hunt import Front, Setting
@@ -118,25 +119,6 @@ def audit(
     images, plan = _images(data).take(limit), named_profile(profile)
     victim = meet(queried, images, threat, device)
     folder = Path(tempfile.mkdtemp(prefix="sparring-audit-")) if out is None else Path(out)
-    settings = {"threat": repr(threat), "profile": asdict(plan), "profile_version": plan.version}
-    run = Run.create(
-        folder,
-        "audit",
-        {
-            "model": name or type(queried).__name__,
-            "model_digest": _digest(queried),
-            "data": images.name,
-            "rows": {"test": len(images)},
-            "settings": settings | {"eight_bit": eight_bit, "access": victim.access.name},
-            "threat": threat.describe(),
-            "norm": threat.norm,
-            "eps": threat.eps,
-            "profile": profile,
-            **common(images, seed, device),
-            "classes": [*images.classes, *map(str, range(len(images.classes), victim.classes))],
-            "ids": None if torch.equal(images.ids, torch.arange(len(images))) else images.ids.tolist(),
-        },
-    )
     setting = Setting(
         victim,
         threat,
@@ -146,6 +128,8 @@ def audit(
         device,
         (lambda: False) if deadline is None else (lambda: time.monotonic() > deadline),
     )
+    about = {"model": name or type(queried).__name__, "model_digest": _digest(queried)}
+    run = Run.create(folder, "audit", about | _asked(setting, victim, plan, images))
     search = Search(setting, plan, images, victim.classes, run, tell)
     finished = search.work()
     _afterwards(search, queried, victim, finished)
@@ -162,6 +146,24 @@ def conclude(run: Run) -> dict[str, Any]:
     write_rows(run)
     run.write_result()
     return figures
+
+
+def _asked(setting: Setting, victim: Victim, plan: Profile, images: Images) -> dict[str, Any]:
+    """What is asked for, as the plan of the run holds it: what may be another when the run is taken up is not in it."""
+    threat = setting.threat
+    settings = {"threat": repr(threat), "profile": asdict(plan), "profile_version": plan.version}
+    return {
+        "data": images.name,
+        "rows": {"test": len(images)},
+        "settings": settings | {"eight_bit": setting.eight_bit, "access": victim.access.name},
+        "threat": threat.describe(),
+        "norm": threat.norm,
+        "eps": threat.eps,
+        "profile": plan.name,
+        **common(images, setting.seed, setting.device),
+        "classes": [*images.classes, *map(str, range(len(images.classes), victim.classes))],
+        "ids": None if torch.equal(images.ids, torch.arange(len(images))) else images.ids.tolist(),
+    }
 
 
 def _images(data: Images | Dataset | tuple[Tensor, Tensor]) -> Images:

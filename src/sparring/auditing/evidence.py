@@ -95,12 +95,12 @@ class Evidence:
         write_json(self.folder / f"{name}.json", asdict(shard), indent=None)
 
     def images(self, name: str) -> dict[str, Tensor]:
-        """The images of a shard; empty if it has none."""
+        """The images of a shard that broke rows."""
         path = self.folder / f"{name}.safetensors"
         try:
-            return load_file(path) if path.is_file() else {}
-        except SafetensorError as error:
-            raise DataError(f"{path}: damaged ({error}); choose another --out") from error
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path}: missing or damaged ({error}); choose another --out") from error
 
     def closest(self, name: str, places: Tensor) -> Tensor:
         """(m, c, h, w) the closest points at `places` (m,) of a work shard."""

@@ -132,7 +132,7 @@ class Hunt:
         self.forward.index_add_(0, row, each.forward)
         self.backward.index_add_(0, row, each.backward)
         places = row.tolist()
-        failed = {places[at]: why for at, why in each.failed.items()}
+        failed = {} if each.stopped else {places[at]: why for at, why in each.failed.items()}
         self.failed |= {at: why for at, why in failed.items() if not self.found[at]}
         self.stopped = self.stopped or each.stopped
 

@@ -26,6 +26,7 @@ from sparring.core.files import write_atomic
 from sparring.core.plan import check_same
 
 SCHEMA = 1
+_KINDS = ("json", "safetensors", "csv", "html")  # of the files that a run writes
 
 
 @contextmanager
@@ -62,8 +63,9 @@ class Run:
             found = json.loads((path / "plan.json").read_text())
             # Another machine may take a run up: what was asked for is the same.
             check_same(path, *({k: v for k, v in plan.items() if k != "hardware"} for plan in (wanted, found)))
-        for stale in [*path.glob(".*.????????"), *path.glob("*/.*.????????"), *path.glob("*/*/.*.????????")]:
-            stale.unlink(missing_ok=True)  # what a kill left half written
+        for folder in (path, path / "evidence", path / "evidence" / "rows", path / "work"):
+            for stale in (file for kind in _KINDS for file in folder.glob(f".*.{kind}.????????")):
+                stale.unlink(missing_ok=True)  # what a kill left half written
         write_json(path / "plan.json", wanted)
         run = cls(path)
         run.event("start", kind=slug)
