@@ -149,7 +149,7 @@ def conclude(run: Run) -> dict[str, Any]:
 
 
 def _asked(setting: Setting, victim: Victim, plan: Profile, images: Images) -> dict[str, Any]:
-    """What is asked for, as the plan of the run holds it: what may be another when the run is taken up is not in it."""
+    """What is asked for: all that must be the same when the run is taken up."""
     threat = setting.threat
     settings = {"threat": repr(threat), "profile": asdict(plan), "profile_version": plan.version}
     return {
