@@ -7,6 +7,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,28 +115,32 @@ def audit(
     """
     if budget is not None and not budget > 0:
         raise UsageError(f"expected a budget above 0 seconds, got {budget}")
+    if width is not None and width < 1:
+        raise UsageError(f"expected a width of at least 1, got {width}")
     deadline = None if budget is None else time.monotonic() + budget
     queried = TorchModel(model) if isinstance(model, nn.Module) else model
     images, plan = _images(data).take(limit), named_profile(profile)
     victim = meet(queried, images, threat, device)
-    folder = Path(tempfile.mkdtemp(prefix="sparring-audit-")) if out is None else Path(out)
-    setting = Setting(
-        victim,
-        threat,
-        width or widths.automatic(images.x[0]),
-        seed,
-        eight_bit,
-        device,
-        (lambda: False) if deadline is None else (lambda: time.monotonic() > deadline),
-    )
-    about = {"model": name or type(queried).__name__, "model_digest": _digest(queried)}
-    run = Run.create(folder, "audit", about | _asked(setting, victim, plan, images))
-    search = Search(setting, plan, images, victim.classes, run, tell)
-    finished = search.work()
-    _afterwards(search, queried, victim, finished)
-    audit = Audit(run.path, conclude(run))
-    if out is None:
-        weakref.finalize(audit, shutil.rmtree, folder, ignore_errors=True)
+    with ExitStack() as undo:
+        folder = Path(tempfile.mkdtemp(prefix="sparring-audit-")) if out is None else Path(out)
+        if out is None:
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        setting = Setting(
+            victim,
+            threat,
+            width or widths.automatic(images.x[0]),
+            seed,
+            eight_bit,
+            device,
+            (lambda: False) if deadline is None else (lambda: time.monotonic() > deadline),
+        )
+        about = {"model": name or type(queried).__name__, "model_digest": _digest(queried)}
+        run = Run.create(folder, "audit", about | _asked(setting, victim, plan, images))
+        search = Search(setting, plan, images, victim.classes, run, tell)
+        finished = search.work()
+        _afterwards(search, queried, victim, finished)
+        audit = Audit(run.path, conclude(run))
+        weakref.finalize(audit, undo.pop_all().close)  # what is temporary lasts as long as the result
     return audit
 
 
@@ -173,7 +178,7 @@ def _images(data: Images | Dataset | tuple[Tensor, Tensor]) -> Images:
         return data
     x, y = data
     classes = tuple(str(label) for label in range(max(2, int(y.max()) + 1 if len(y) else 2)))
-    return Images("images", x, y, torch.arange(len(x)), classes)
+    return Images("images", x.detach(), y, torch.arange(len(x)), classes)
 
 
 def _digest(model: Model) -> str | None:

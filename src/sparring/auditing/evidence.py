@@ -24,7 +24,7 @@ from sparring.auditing.run import Run, write_json, writing
 from sparring.core.errors import DataError
 from sparring.core.files import write_atomic
 
-_SHARD = re.compile(r"(\d{2})-(\d{4,})\.json")
+_SHARD = re.compile(r"(\d{2,})-(\d{4,})\.json")
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Evidence:
     def shards(self, stage: int | None = None) -> Iterator[tuple[str, Shard]]:
         """Every shard, or those of one stage, by stage and part, with its name."""
         pattern = "*.json" if stage is None else f"{stage:02d}-*.json"
-        found = sorted(path for path in self.folder.glob(pattern) if _SHARD.fullmatch(path.name))
-        for path in found:
+        found = [path for path in self.folder.glob(pattern) if _SHARD.fullmatch(path.name)]
+        for path in sorted(found, key=lambda path: [int(part) for part in path.stem.split("-")]):
             try:
                 yield path.stem, Shard(**json.loads(path.read_text()))
             except (ValueError, TypeError) as error:

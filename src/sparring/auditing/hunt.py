@@ -140,7 +140,10 @@ class Hunt:
         """A little random search from where the row came closest, then a few gradient steps from there."""
         self.play(DIG, salt, at)
         if self.setting.gradients:
-            self.play(POLISH, salt + 1, None if at is None else at[~self.found[at]])
+            at = self.open if at is None else at
+            held = ~self.found
+            held[list(self.failed)] = False
+            self.play(POLISH, salt + 1, at[held[at]])
 
 
 DIG = Square(steps=45, p=0.1, mixed=True, warm=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sparring.core.errors import AttackError, UsageError
+from sparring.core.errors import AttackError, DataError, UsageError
 from sparring.core.model import Access, Model, Prediction, Pullback
 from sparring.core.threat import Threat
 from sparring.data.images import Images
@@ -58,6 +59,10 @@ def meet(model: Model, images: Images, threat: Threat, device: str) -> Victim:
             f"give it bounds={model.bounds}"
         )
     preflight.check_labels(images.y, len(images.x))
+    if len(torch.unique(images.ids)) != len(images.x):
+        raise DataError("expected an id of its own for every image, got some twice; number them anew")
+    if not math.isfinite(threat.eps):
+        raise UsageError(f"expected a finite eps, got {threat.eps}")
     for part in torch.split(images.x, _CHUNK):
         preflight.check_images(part, model.bounds)
     sample = images.x[torch.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images))).long()].to(device)

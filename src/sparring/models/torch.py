@@ -67,11 +67,11 @@ class TorchModel:
         """Answer for images `x` (n, c, h, w)."""
         if access < Access.GRADIENT:
             with torch.no_grad():
-                logits = self._logits(x)
+                logits = self._logits(x.clone())  # a model may write to its input
             return Prediction(logits.argmax(1), logits.float() if access >= Access.SCORE else None)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            logits = self._logits(leaf)
+            logits = self._logits(leaf.clone())
         if not logits.requires_grad:
             raise ModelError(
                 "expected logits that depend on the image, got a constant; is the model run under no_grad?"
