@@ -87,10 +87,13 @@ def to_plane(norm: str, x: Tensor, gradient: Tensor, missing: Tensor, bounds: tu
     size, free = torch.zeros_like(wanted), slope != 0
     gain, cost, room = slope * reach, slope * direction, reach.abs() / direction.abs()  # room: NaN where 0 / 0
     for _ in range(_ROUNDS):
-        fixed = gain.masked_fill(free, 0.0).sum(1, keepdim=True)
-        loose = cost.masked_fill(~free, 0.0).sum(1, keepdim=True)
+        loosened = free.to(slope.dtype)
+        fixed = (gain * (1.0 - loosened)).sum(1, keepdim=True)
+        loose = (cost * loosened).sum(1, keepdim=True)
         size = (wanted - fixed).clamp_min(0.0) / loose.clamp_min(1e-20)
-        free = room > size
+        before, free = free, room > size
+        if torch.equal(free, before):  # of a row that has settled nothing changes any more
+            break
     return torch.where(free, size * direction, reach).view_as(x)
 
 

@@ -67,9 +67,10 @@ class Square:
         side = max(1, height // 5)
         signs = _signs(noise.uniform(batch.key, (channels, -(-height // side), -(-width // side))))
         signs = signs.repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :height, :width]
-        rows = (torch.arange(height, device=batch.x.device) % side).float()[None]
-        columns = (torch.arange(width, device=batch.x.device) % side).float()[None]
-        pattern = signs * _pattern(rows, columns, torch.full_like(rows[:, :1], side))
+        rows = (torch.arange(height, device=batch.x.device) % side)[None]
+        columns = (torch.arange(width, device=batch.x.device) % side)[None]
+        upright = torch.ones_like(rows[:, 0], dtype=torch.bool)
+        pattern = signs * _pattern(rows, columns, torch.full_like(rows[:, 0], side), upright)
         return batch.project(batch.x + batch.threat.eps * _normed(pattern, _power(batch)))
 
     def step(self, batch: Batch, state: SquareState, seen: Observation) -> SquareState:
@@ -100,28 +101,26 @@ class Square:
         side = self._sides(draws[:, 0], k, height, width)
         rows = _place(draws[:, 1], side, height)
         columns = _place(draws[:, 2], side, width)
-        window = _inside(rows, side)[:, None, :, None] & _inside(columns, side)[:, None, None, :]
+        down, across = _inside(rows, side), _inside(columns, side)
         signs = _signs(draws[:, 5 : 5 + channels])[:, :, None, None]
         if batch.box is not None:
-            low, high = batch.box
-            return torch.where(window, torch.where(signs > 0, high, low), best)
-        other = _inside(_place(draws[:, 3], side, height), side)[:, None, :, None]
-        other = other & _inside(_place(draws[:, 4], side, width), side)[:, None, None, :]
-        flip = (draws[:, 5 + channels] < 0.5)[:, None, None]
-        pattern = _pattern(rows.float(), columns.float(), side[:, None].float())
-        pattern = torch.where(flip, pattern, _pattern(columns.float(), rows.float(), side[:, None].float()).mT)
-        return self._shift_mass(batch, best, window, other, signs * pattern[:, None] * window)
+            window = down[:, None, :, None] & across[:, None, None, :]
+            return torch.where(window, torch.where(signs > 0, *reversed(batch.box)), best)
+        window = _outer(down, across)
+        away = _inside(_place(draws[:, 3], side, height), side), _inside(_place(draws[:, 4], side, width), side)
+        pattern = signs * _pattern(rows, columns, side, draws[:, 5 + channels] < 0.5)
+        return self._shift_mass(batch, best, window, _outer(*away), pattern * window)
 
     def _shift_mass(self, batch: Batch, best: Tensor, window: Tensor, other: Tensor, pattern: Tensor) -> Tensor:
         """Take the change out of the `other` window, and put what it cost and what is unused into `window`."""
         power = _power(batch)
         delta = best - batch.x
-        both = window | other
-        mass = _mass(delta * both, power) + (batch.threat.eps**power - _mass(delta, power)).clamp_min(0)
-        share = mass / batch.x.shape[1]
+        both = torch.maximum(window, other)
+        rest = delta * (1 - both)
+        mass = (batch.threat.eps**power - _mass(rest, power)).clamp_min(0)
         fresh = _normed(_normed(delta * window, power, channels=True) + pattern, power, channels=True)
-        change = torch.where(both, 0.0, delta) + fresh * per_row(share, delta) ** (1 / power)
-        return batch.project(batch.x + change)
+        share = per_row(mass / batch.x.shape[1], delta) ** (1 / power)
+        return batch.project(batch.x + rest + fresh * share)
 
 
 def _signs(draw: Tensor) -> Tensor:
@@ -138,13 +137,26 @@ def _inside(places: Tensor, side: Tensor) -> Tensor:
     return (places >= 0) & (places < side[:, None])
 
 
-def _pattern(rows: Tensor, columns: Tensor, side: Tensor) -> Tensor:
-    """(n, h, w) two bumps, one up and one down, in the upper and the lower half of each window."""
-    upper = rows < side / 2
-    middle = torch.where(upper, side / 4, 3 * side / 4) - 0.5
-    away = torch.maximum(((rows - middle).abs() * 2)[:, :, None], (columns - (side - 1) / 2).abs()[:, None, :])
-    height = 1 / (1 + away)
-    return torch.where((upper | (side < 2))[:, :, None], height, -height)
+def _outer(down: Tensor, across: Tensor) -> Tensor:
+    """(n, 1, h, w) float32: 1 where both (n, h) and (n, w) hold, else 0."""
+    return down.float()[:, None, :, None] * across.float()[:, None, None, :]
+
+
+def _pattern(rows: Tensor, columns: Tensor, side: Tensor, upright: Tensor) -> Tensor:
+    """(n, 1, h, w) two bumps, one up and one down, in two halves of each window: one above the other if `upright`."""
+    side = side[:, None]
+    up, down = _bumps(rows, side, upright[:, None])
+    left, right = _bumps(columns, side, ~upright[:, None])
+    away = torch.maximum(up[:, None, :, None], left[:, None, None, :])
+    return down[:, None, :, None] * right[:, None, None, :] / (1 + away)
+
+
+def _bumps(places: Tensor, side: Tensor, split: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, length) distances from the middle, of either half where `split`, and the sign of the half."""
+    first = places < side / 2
+    middle = torch.where(first, side / 4, 3 * side / 4) - 0.5
+    away = torch.where(split, (places - middle).abs() * 2, (places - (side - 1) / 2).abs())
+    return away, torch.where(split & ~(first | (side < 2)), -1.0, 1.0)
 
 
 def _power(batch: Batch) -> float:

@@ -16,6 +16,7 @@ from sparring.auditing.hunt import JUDGE, Front, Hunt, Setting
 from sparring.auditing.run import Run
 from sparring.auditing.standing import BROKEN, CERTIFIED, ERROR, HELD, MISCLASSIFIED, STATES, WAITING, Standing
 from sparring.core.batch import Batch
+from sparring.core.model import Access
 from sparring.data.images import Images
 from sparring.engine.replay import Judged, replay
 
@@ -201,10 +202,9 @@ class Search:
         return confirmed, said
 
     def _judge(self, x: Tensor, y: Tensor, points: Tensor) -> Judged:
-        aim = torch.full_like(y, -1)
-        return replay(
-            self.setting.model, JUDGE, Batch(x, y, aim, aim, self.setting.threat), points, self.setting.width
-        )
+        aim, setting = torch.full_like(y, -1), self.setting
+        width = setting.known.fitting(len(y), setting.width, Access.SCORE)
+        return replay(setting.model, JUDGE, Batch(x, y, aim, aim, setting.threat), points, width)
 
     def _commit(self, shard: Shard, name: str = "") -> None:
         name = name or self.evidence.fresh(shard.stage)

@@ -158,10 +158,10 @@ class L2(Threat):
         """The nearest point of ball and box together: clip(x0 + t (x - x0)) for the largest t <= 1 that fits.
 
         t is found from below: with the pixels that clip held fixed, the others are scaled to fill the ball.
-        The rounds are a fixed number, so that a row's result does not hang on its neighbours.
+        A row that has found its t keeps it, so its result does not hang on how long its neighbours take.
         """
         inside = self.clip(x)
-        over = (inside - x0).flatten(1).norm(dim=1) > self.eps
+        over = (inside - x0).flatten(1).norm(dim=1) > self.eps + self.slack / 4  # who stands on the border stays
         if not over.any():
             return inside
         origin, delta = x0.flatten(1), (x - x0).flatten(1)
@@ -171,10 +171,13 @@ class L2(Threat):
         for _ in range(4):
             scaled = delta * scale
             clipped = scaled.clamp(low, high)
-            free = clipped == scaled
-            fixed = clipped.square().masked_fill(free, 0.0).sum(1, keepdim=True)
-            loose = square.masked_fill(~free, 0.0).sum(1, keepdim=True).clamp_min(1e-30)
+            free = (clipped == scaled).to(delta.dtype)
+            fixed = (clipped.square() * (1.0 - free)).sum(1, keepdim=True)
+            loose = (square * free).sum(1, keepdim=True).clamp_min(1e-30)
+            before = scale
             scale = torch.maximum(scale, ((self.eps**2 - fixed).clamp_min(0.0) / loose).sqrt().clamp_max(1.0))
+            if torch.equal(scale, before):
+                break
         nearest = self.clip(x0 + (delta * scale).view_as(x))
         return torch.where(per_row(over, x), nearest, inside)
 

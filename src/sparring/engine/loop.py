@@ -133,6 +133,7 @@ class Loop:
     def __init__(self, model: Model, attack: Attack, judge: Judge, task: Task, ledger: Ledger, width: int) -> None:
         self.model, self.attack, self.judge, self.task, self.ledger = model, attack, judge, task, ledger
         self.access = max(attack.needs, judge.needs)
+        self.full = width  # whose bits all narrower ones must give
         self.width = width = task.known.fitting(len(task.open) * task.ranks, width, self.access)
         self.scheduler = Scheduler(len(task.open), task.ranks, width)
         self.batch: Batch
@@ -216,9 +217,13 @@ class Loop:
         if self.near is not None and said.logits is not None:
             gap = self.judge.shortfall(self.batch, said.logits)
             closer = (gap > self.gap).nonzero().squeeze(1)
-            closer = closer[self.batch.threat.contains(x[closer], self.batch.x[closer])]
             if len(closer):
-                self.near[closer], self.gap[closer] = x[closer], gap[closer]
+                points = x[closer]
+                legal = self.batch.threat.contains(points, self.batch.x[closer])
+                if not legal.all():
+                    closer, points = closer[legal], points[legal]
+                self.near.index_copy_(0, closer, points)
+                self.gap.index_copy_(0, closer, gap[closer])
 
     def _say_goodbye(self, leaving: Tensor, x: Tensor, said: Prediction, hit: Tensor) -> None:
         """Free the seats of the cases that are over, and of those that a success cancels."""
@@ -292,7 +297,7 @@ class Loop:
 
     def _narrow(self) -> None:
         width = widths.narrower(len(self.scheduler.seated), self.width)
-        if width == self.width or not self.task.known.ask(self.model, self.state.x, width, self.access):
+        if width == self.width or not self.task.known.ask(self.model, self.state.x, width, self.full, self.access):
             return
         old = self.scheduler.compact(width)
         self.since = {new: self.since[seat] for new, seat in enumerate(old)}
@@ -304,6 +309,6 @@ class Loop:
         """Too little memory: everybody seated begins again, at half the width."""
         self._charge(list(self.since))
         self.scheduler.start_over(width)
-        self.state, self.width = None, width
+        self.state, self.width, self.full = None, width, width
         self.row, self.rank, self.gap = self.row[:width], self.rank[:width], self.gap[:width]
         self.live = torch.zeros_like(self.live[:width])

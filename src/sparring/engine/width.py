@@ -25,33 +25,30 @@ def automatic(row: Tensor) -> int:
 
 
 def narrower(live: int, width: int) -> int:
-    """The least width for `live` rows, `NARROWEST` or more: halvings of `width`, and three quarters of one."""
-    needed = max(live, NARROWEST)
-    while width % 2 == 0 and width // 2 >= needed:
-        width //= 2
-    return width * 3 // 4 if width % 4 == 0 and width * 3 // 4 >= needed else width
+    """The least width for `live` rows out of few: multiples of 4, and of an eighth of the power of two above."""
+    step = max(NARROWEST, 1 << max(0, (live - 1).bit_length() - 3))
+    return min(width, -(-live // step) * step)
 
 
 @dataclass
 class Known:
-    """Which widths gave which others' bits, found out once: that hangs on their shapes, not on what is in them."""
+    """Which narrower widths gave a run's own bits, found out once: that hangs on their shapes, not on the images."""
 
-    same: dict[tuple[int, int, Access], bool] = field(default_factory=dict)  # (wide, narrow, access)
+    same: dict[tuple[int, int, Access], bool] = field(default_factory=dict)  # (width of the run, narrower one, access)
 
     def fitting(self, live: int, width: int, access: Access) -> int:
         """The least width for `live` rows that is known to give the bits of `width`."""
-        alike, least = {width}, width
-        for (wide, narrow, asked), same in sorted(self.same.items(), reverse=True):  # the widest first
-            if same and asked == access and wide in alike and narrow >= live:
-                alike.add(narrow)
-                least = min(least, narrow)
-        return least
+        alike = [n for (wide, n, asked), same in self.same.items() if same and (wide, asked) == (width, access)]
+        return min([n for n in alike if n >= live], default=width)
 
-    def ask(self, model: Model, x: Tensor, narrow: int, access: Access) -> bool:
-        """`same_bits`, asked no more than once."""
-        key = (len(x), narrow, access)
+    def ask(self, model: Model, x: Tensor, narrow: int, width: int, access: Access) -> bool:
+        """Is `narrow` worth having, and does it give the bits of `width`, as the width of `x` is known to?"""
+        key = (width, narrow, access)
         if key not in self.same:
-            self.same[key] = same_bits(model, x, narrow, access)
+            if 4 * narrow > 3 * len(x):  # little to gain
+                return False
+            alike = min(self.fitting(narrow + 1, width, access), len(x))  # the fewest rows that can tell
+            self.same[key] = same_bits(model, x[:alike], narrow, access)
         return self.same[key]
 
 
