@@ -10,7 +10,7 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from sparring.attacks.square import Square, SquareState
+from sparring.attacks.square import AHEAD, Square, SquareState
 from sparring.core import noise
 from sparring.core.attack import Observation
 from sparring.core.batch import Batch
@@ -61,7 +61,8 @@ def at_random(attack: Square, batch: Batch, turns: int) -> Iterator[tuple[Square
 def proposed(attack: Square, batch: Batch, k: int) -> Tensor:
     """The proposals that follow the k-th judgement, if the best points are where the attack begins."""
     state = attack.init(batch)
-    state = replace(state, k=torch.full_like(state.k, k - 1))
+    everybody, before = torch.arange(len(batch.x)), torch.full_like(state.k, k - 1)
+    state = replace(state, k=before, plan=attack._plan(batch, everybody, 1 + before // AHEAD * AHEAD))
     x: Tensor = attack.step(batch, state, observed(batch, torch.zeros(len(batch.x), 4))).x
     return x
 

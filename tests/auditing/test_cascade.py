@@ -12,10 +12,10 @@ import torch
 from sparring.attacks.square import Square
 from sparring.auditing.cascade import (
     FEW,
-    LENGTH,
     PROFILES,
     STILL_FALLING,
     TRIED,
+    WIDE,
     WORTH,
     Cascade,
     Profile,
@@ -154,9 +154,10 @@ def test_tries_go_on_where_the_round_before_left_off():
     assert stages[-1].tries > stages[0].tries
 
 
-def test_digs_beyond_the_length_of_a_chain_go_to_chains_side_by_side():
-    for digs, chains in ((1, 1), (LENGTH, 1), (2 * LENGTH, 2), (64, 64 // LENGTH)):
-        stage = Stage(1, "round", 1, digs=digs)
+def test_digs_go_to_chains_side_by_side_and_on_them_where_these_fill_the_model():
+    cases = ((1, 1, 1), (2, 1, 2), (64, 3, 64), (2, WIDE // 2, 1), (64, WIDE // 64, 32), (1, WIDE, 1))
+    for digs, rows, chains in cases:
+        stage = Stage(1, "round", rows, digs=digs)
         assert stage.chains == chains
         assert stage.chains * (digs // stage.chains) == digs
 

@@ -15,7 +15,8 @@ from sparring.core.batch import Batch, per_row
 from sparring.core.losses import margin
 from sparring.core.model import Access
 
-_HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the steps, section 5.1 of the paper
+_HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the steps at which `p` halves
+AHEAD = 48  # squares drawn at once
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class SquareState(State):
     k: Tensor  # (n,) proposals judged
     best: Tensor  # (n, c, h, w)
     value: Tensor  # (n,) margin at `best`
+    plan: Tensor  # (n, AHEAD, 5 + 2 c) the next squares: side, places of window and other, signs, upright or not
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Square:
         x = batch.begin if self.warm else self._stripes(batch)
         zero = torch.zeros_like(batch.y)
         worst = torch.full_like(zero, -torch.inf, dtype=torch.float32)
-        return SquareState(x, torch.zeros_like(batch.targeted), zero, x, worst)
+        plan = torch.zeros(*zero.shape, AHEAD, 5 + 2 * x.shape[1], device=x.device)
+        return SquareState(x, torch.zeros_like(batch.targeted), zero, x, worst, plan)
 
     def _stripes(self, batch: Batch) -> Tensor:
         channels, height, width = batch.x.shape[1:]
@@ -69,8 +72,8 @@ class Square:
         signs = signs.repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :height, :width]
         rows = (torch.arange(height, device=batch.x.device) % side)[None]
         columns = (torch.arange(width, device=batch.x.device) % side)[None]
-        upright = torch.ones_like(rows[:, 0], dtype=torch.bool)
-        pattern = signs * _pattern(rows, columns, torch.full_like(rows[:, 0], side), upright)
+        upright = torch.ones_like(rows[:, :1], dtype=torch.bool)
+        pattern = signs * _pattern(rows, columns, torch.full_like(rows[:, :1], side), upright)
         return batch.project(batch.x + batch.threat.eps * _normed(pattern, _power(batch)))
 
     def step(self, batch: Batch, state: SquareState, seen: Observation) -> SquareState:
@@ -80,36 +83,48 @@ class Square:
         rows = better.nonzero().squeeze(1)
         best = state.best.index_copy(0, rows, state.x[rows])
         k = state.k + 1
-        x = self._propose(batch, best, k)
-        done = k >= self.steps
-        return replace(state, x=x, best=best, value=torch.where(better, value, state.value), k=k, done=done)
+        place = (k - 1) % AHEAD
+        due = (place == 0).nonzero().squeeze(1)
+        plan = state.plan.index_copy(0, due, self._plan(batch, due, k[due])) if len(due) else state.plan
+        x = self._propose(batch, best, plan[torch.arange(len(k), device=k.device), place])
+        value = torch.where(better, value, state.value)
+        return replace(state, x=x, best=best, value=value, k=k, done=k >= self.steps, plan=plan)
+
+    def _plan(self, batch: Batch, rows: Tensor, k: Tensor) -> Tensor:
+        """(m, AHEAD, 5 + 2 c) for the rows at (m,) `rows`: their squares from the k-th on."""
+        channels, height, width = batch.x.shape[1:]
+        steps = (k[:, None] + torch.arange(AHEAD, device=k.device)).flatten()
+        draws = noise.uniform(batch.key[rows].repeat_interleave(AHEAD), (5 + 2 * channels,), steps)
+        side = self._sides(draws[:, 0], steps, height, width)[:, None]
+        room = torch.tensor([height, width, height, width], device=k.device) - side + 1
+        return torch.cat([side, (draws[:, 1:5] * room).floor(), _signs(draws[:, 5:])], 1).view(len(k), AHEAD, -1)
 
     def _sides(self, draw: Tensor, k: Tensor, height: int, width: int) -> Tensor:
-        """(n,) sides of the k-th squares."""
-        share = k / self.steps
+        """(n,) float32 sides of the k-th squares."""
+        share = (k / self.steps).clamp_max(1.0)
         if self.mixed:
             greatest = 1 + (math.sqrt(self.p * height * width) - 1) * (1 - share)
             side = greatest**draw
         else:
             halvings = torch.bucketize(share, torch.tensor(_HALVINGS, device=k.device))
             side = (self.p * 0.5**halvings * height * width).sqrt()
-        return side.round().long().clamp(1, min(height, width))
+        return side.round().clamp(1, min(height, width))
 
-    def _propose(self, batch: Batch, best: Tensor, k: Tensor) -> Tensor:
+    def _propose(self, batch: Batch, best: Tensor, square: Tensor) -> Tensor:
+        """`best` with one `square` (n, 5 + 2 c) more in it."""
         channels, height, width = batch.x.shape[1:]
-        draws = noise.uniform(batch.key, (5 + 2 * channels,), k)
-        side = self._sides(draws[:, 0], k, height, width)
-        rows = _place(draws[:, 1], side, height)
-        columns = _place(draws[:, 2], side, width)
+        side = square[:, :1]
+        rows, columns = _places(square[:, 1:2], height), _places(square[:, 2:3], width)
         down, across = _inside(rows, side), _inside(columns, side)
-        signs = _signs(draws[:, 5 : 5 + channels])[:, :, None, None]
+        signs = square[:, 5 : 5 + channels, None, None]
         if batch.box is not None:
             window = down[:, None, :, None] & across[:, None, None, :]
-            return torch.where(window, torch.where(signs > 0, *reversed(batch.box)), best)
+            low, high = batch.box
+            return torch.where(window, torch.where(signs > 0, high, low), best)
         window = _outer(down, across)
-        away = _inside(_place(draws[:, 3], side, height), side), _inside(_place(draws[:, 4], side, width), side)
-        pattern = signs * _pattern(rows, columns, side, draws[:, 5 + channels] < 0.5)
-        return self._shift_mass(batch, best, window, _outer(*away), pattern * window)
+        other = _inside(_places(square[:, 3:4], height), side), _inside(_places(square[:, 4:5], width), side)
+        pattern = signs * _pattern(rows, columns, side, square[:, 5 + channels, None] < 0)
+        return self._shift_mass(batch, best, window, _outer(*other), pattern * window)
 
     def _shift_mass(self, batch: Batch, best: Tensor, window: Tensor, other: Tensor, pattern: Tensor) -> Tensor:
         """Take the change out of the `other` window, and put what it cost and what is unused into `window`."""
@@ -127,14 +142,13 @@ def _signs(draw: Tensor) -> Tensor:
     return torch.where(draw < 0.5, -1.0, 1.0)
 
 
-def _place(draw: Tensor, side: Tensor, length: int) -> Tensor:
-    """(n, length) distances of all places from where the window begins."""
-    first = (draw * (length - side + 1)).long()
-    return torch.arange(length, device=draw.device)[None] - first[:, None]
+def _places(first: Tensor, length: int) -> Tensor:
+    """(n, length) distances of all places from where the window begins, at `first` (n, 1)."""
+    return torch.arange(length, device=first.device) - first
 
 
 def _inside(places: Tensor, side: Tensor) -> Tensor:
-    return (places >= 0) & (places < side[:, None])
+    return (places >= 0) & (places < side)
 
 
 def _outer(down: Tensor, across: Tensor) -> Tensor:
@@ -144,9 +158,8 @@ def _outer(down: Tensor, across: Tensor) -> Tensor:
 
 def _pattern(rows: Tensor, columns: Tensor, side: Tensor, upright: Tensor) -> Tensor:
     """(n, 1, h, w) two bumps, one up and one down, in two halves of each window: one above the other if `upright`."""
-    side = side[:, None]
-    up, down = _bumps(rows, side, upright[:, None])
-    left, right = _bumps(columns, side, ~upright[:, None])
+    up, down = _bumps(rows, side, upright)
+    left, right = _bumps(columns, side, ~upright)
     away = torch.maximum(up[:, None, :, None], left[:, None, None, :])
     return down[:, None, :, None] * right[:, None, None, :] / (1 + away)
 

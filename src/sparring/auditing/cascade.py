@@ -42,7 +42,7 @@ PROFILES = {
         Profile("deep", opening=20, aimed=5, work=60, deepest=1024),
     )
 }
-LENGTH = 2  # digs on one chain; more of them go to chains side by side
+WIDE = 256  # digs in a round: from there on a row has two on each chain, which finds more than chains side by side
 STILL_FALLING = 1 / 8  # of a round's rows: then the next round takes as many
 WORTH = 1 / 8  # of a trial's rows: then all rows meet what was tried
 TRIED = 16  # rows in a trial, at least; else a sixteenth of those that hold
@@ -90,8 +90,8 @@ class Stage:
 
     @property
     def chains(self) -> int:
-        """Chains of digs that a row gets side by side."""
-        return max(1, self.digs // LENGTH)
+        """Chains of digs that a row gets side by side; a model is asked about few rows at about the cost of many."""
+        return max(1, self.digs // (1 if self.rows * self.digs < WIDE else 2))
 
 
 def openings(plan: Profile, norm: str, classes: int, gradients: bool) -> list[Stage]:

@@ -151,42 +151,41 @@ POLISH = Sprint(steps=3, first=0.3, start="given")
 AFRESH = Square(steps=20, p=0.3, mixed=True)
 BOUNDARY = FAB(steps=45, beta=0.8, loss="lead")
 
-_SHORT = Sprint(steps=8, first=1.0, loss="lead", start="clean")
-_LONG = Sprint(steps=16, first=1.5, loss="lead")
 _BLOCKS = Sprint(steps=10, loss="log_odds", start="blocks")
-_FREE = Sprint(steps=20, first=1.0, loss="log_odds")
+_AIMED = Sprint(steps=12, first=1.25, loss="lead")
+_HOP = FAB(steps=20, beta=0.8, loss="lead")
 Try = tuple[Attack, int | None]  # with the wrong class to aim at, by likelihood
 TRIES: tuple[Try, ...] = (
     (_BLOCKS, None),
-    (_SHORT, 0),
-    (_SHORT, 1),
-    (_LONG, 1),
-    (_LONG, 0),
-    (_LONG, 2),
-    (BOUNDARY, 0),
-    (_SHORT, 3),
-    (_FREE, None),
-    (_LONG, 3),
-    (_LONG, 4),
-    (_SHORT, 2),
+    (_AIMED, 0),
+    (_AIMED, 1),
+    (_AIMED, 1),
+    (_AIMED, 0),
+    (_AIMED, 2),
+    (_HOP, 0),
+    (_AIMED, 3),
     (_BLOCKS, None),
-    (_LONG, 6),
-    (_LONG, 5),
-    (BOUNDARY, 1),
-    (_LONG, 1),
-    (_LONG, 0),
-    (_LONG, 7),
+    (_AIMED, 3),
+    (_AIMED, 4),
+    (_AIMED, 2),
+    (_BLOCKS, None),
+    (_AIMED, 6),
+    (_AIMED, 5),
+    (_HOP, 1),
+    (_AIMED, 1),
+    (_AIMED, 0),
+    (_AIMED, 7),
 )
 _WALK = FAB(steps=100, loss="lead")
 WALKS: tuple[Try, ...] = (  # where the boundary was worth walking along
     (_WALK, 0),
     (_BLOCKS, None),
     (_WALK, 1),
-    (_SHORT, 0),
+    (_AIMED, 0),
     (_WALK, 2),
-    (_SHORT, 1),
+    (_AIMED, 1),
     (_WALK, 3),
-    (_LONG, 1),
+    (_AIMED, 1),
 )
 
 

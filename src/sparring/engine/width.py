@@ -34,7 +34,7 @@ def narrower(live: int, width: int) -> int:
 class Known:
     """Which narrower widths gave a run's own bits, found out once: that hangs on their shapes, not on the images."""
 
-    same: dict[tuple[int, int, Access], bool] = field(default_factory=dict)  # (width of the run, narrower one, access)
+    same: dict[tuple[int, int, Access], bool] = field(default_factory=dict)  # (run's width, narrower, access)
 
     def fitting(self, live: int, width: int, access: Access) -> int:
         """The least width for `live` rows that is known to give the bits of `width`."""
@@ -45,7 +45,7 @@ class Known:
         """Is `narrow` worth having, and does it give the bits of `width`, as the width of `x` is known to?"""
         key = (width, narrow, access)
         if key not in self.same:
-            if 4 * narrow > 3 * len(x):  # little to gain
+            if 8 * narrow > 7 * len(x):  # little to gain
                 return False
             alike = min(self.fitting(narrow + 1, width, access), len(x))  # the fewest rows that can tell
             self.same[key] = same_bits(model, x[:alike], narrow, access)
