@@ -15,7 +15,7 @@ from sparring.auditing.cascade import (
     PROFILES,
     STILL_FALLING,
     TRIED,
-    WIDE,
+    FULL,
     WORTH,
     Cascade,
     Profile,
@@ -155,7 +155,7 @@ def test_tries_go_on_where_the_round_before_left_off():
 
 
 def test_digs_go_to_chains_side_by_side_and_on_them_where_these_fill_the_model():
-    cases = ((1, 1, 1), (2, 1, 2), (64, 3, 64), (2, WIDE // 2, 1), (64, WIDE // 64, 32), (1, WIDE, 1))
+    cases = ((1, 1, 1), (2, 1, 2), (64, 3, 64), (2, FULL // 2, 1), (64, FULL // 64, 32), (1, FULL, 1))
     for digs, rows, chains in cases:
         stage = Stage(1, "round", rows, digs=digs)
         assert stage.chains == chains

@@ -15,6 +15,7 @@ from sparring.core.errors import unknown
 from sparring.core.losses import named
 from sparring.core.model import Access
 
+_SHRINKING = 0.6  # of the steps go by until the ball has its size
 STARTS = ("clean", "given", "random", "blocks")
 
 
@@ -33,7 +34,10 @@ class Sprint:
     The move is equations 3 and 4 of Croce and Hein 2020 (momentum 0.75). The margin does not saturate as
     cross-entropy does, and a step that falls on a plan needs no checkpoints (Ma et al. 2020, "Imbalanced
     gradients", section 4). `start` is where it begins: `clean`, `given`, `random`, or `blocks`: every
-    square of `side` pixels pushed up or down as a whole, as far as the threat model allows.
+    square of `side` pixels pushed up or down as a whole, as far as the threat model allows. With `wide` above
+    1 the ball is at first so many times as wide, and shrinks evenly to its size over the first three fifths of
+    the steps (as in Croce and Hein 2021, "Mind the box", section 4): in L2 and L1 gradients that vanish
+    inside the ball return beyond it.
     """
 
     steps: int = 12
@@ -42,6 +46,7 @@ class Sprint:
     start: str = "random"
     side: int = 4
     momentum: float = 0.75
+    wide: float = 1.0
 
     name: ClassVar[str] = "sprint"
     version: ClassVar[int] = 1
@@ -68,11 +73,16 @@ class Sprint:
     def step(self, batch: Batch, state: SprintState, seen: Observation) -> SprintState:
         """Climb, and carry some of the last move on."""
         _, gradient = seen.value_and_grad(named(self.loss))
-        size = per_row(batch.threat.eps * self.first * (1 - state.k / self.steps), state.x)
-        ahead = batch.project(torch.addcmul(state.x, size, batch.threat.steepest(gradient, state.x)))
-        share = per_row(torch.where(state.k > 0, self.momentum, 1.0), state.x)
-        x = batch.project(torch.lerp(state.x, ahead, share) + (1 - share) * (state.x - state.previous))
         k = state.k + 1
+        times = 1 + (self.wide - 1) * (1 - k / (_SHRINKING * self.steps)).clamp_min(0.0)
+        size = per_row(batch.threat.eps * self.first * times * (1 - state.k / self.steps), state.x)
+
+        def project(x: Tensor) -> Tensor:
+            return batch.project(x) if self.wide == 1 else batch.threat.within(x, batch.x, batch.threat.eps * times)
+
+        ahead = project(torch.addcmul(state.x, size, batch.threat.steepest(gradient, state.x)))
+        share = per_row(torch.where(state.k > 0, self.momentum, 1.0), state.x)
+        x = project(torch.lerp(state.x, ahead, share) + (1 - share) * (state.x - state.previous))
         return replace(state, x=x, previous=state.x, k=k, done=k >= self.steps)
 
 

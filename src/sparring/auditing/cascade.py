@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparring.attacks.sprint import Sprint
 from sparring.attacks.square import Square
-from sparring.auditing.hunt import BOUNDARY, TRIES, WALKS, Front, Hunt, Setting, dig
+from sparring.auditing.hunt import BOUNDARY, BOUNDARY_L1, TRIES, WALKS, WIDE, Front, Hunt, Setting, dig
 from sparring.core.attack import Attack
 from sparring.core.errors import unknown
 
@@ -38,11 +38,11 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("quick", opening=8, aimed=1, work=2, deepest=4),
-        Profile("standard", opening=12, aimed=2, work=7.5, deepest=128),
+        Profile("standard", opening=12, aimed=4, work=7.5, deepest=128),
         Profile("deep", opening=20, aimed=5, work=60, deepest=1024),
     )
 }
-WIDE = 256  # digs in a round: from there on a row has two on each chain, which finds more than chains side by side
+FULL = 256  # digs in a round: from there on a row has two on each chain, which finds more than chains side by side
 STILL_FALLING = 1 / 8  # of a round's rows: then the next round takes as many
 WORTH = 1 / 8  # of a trial's rows: then all rows meet what was tried
 TRIED = 16  # rows in a trial, at least; else a sixteenth of those that hold
@@ -67,7 +67,8 @@ class Stage:
     aim: int | None = None  # the place of the wrong class to aim at, by likelihood
     digs: int = 0
     tried: int = 0  # tries of gradients in the rounds before
-    walks: bool = False  # are these tries to walk along the boundary?
+    wide: bool = False  # are these tries to begin in a wider ball,
+    walks: bool = False  # and to walk along the boundary?
     skip: int | None = None  # the stage whose rows are spared
     trial: bool = False  # on a few rows first: if it breaks few of them, the others are spared it
 
@@ -75,7 +76,7 @@ class Stage:
         """Try it on a front."""
         salt = self.number * _SALT
         if self.attack is None:
-            plan = WALKS if self.walks else TRIES
+            plan = WALKS if self.walks else WIDE if self.wide else TRIES
             tries = [plan[number % len(plan)] for number in range(self.tried, self.tried + self.tries)]
             return dig(setting, front, self.chains, self.digs // self.chains, tries, salt)
         hunt = Hunt(setting, front)
@@ -85,13 +86,13 @@ class Stage:
 
     @property
     def tries(self) -> int:
-        """Tries of gradients that a row gets."""
-        return max(1, 3 * self.digs // 8)
+        """Tries of gradients that a row gets: the longer these are, the fewer."""
+        return max(1, self.digs * 3 // (24 if self.walks else 16 if self.wide else 8))
 
     @property
     def chains(self) -> int:
         """Chains of digs that a row gets side by side; a model is asked about few rows at about the cost of many."""
-        return max(1, self.digs // (1 if self.rows * self.digs < WIDE else 2))
+        return max(1, self.digs // (1 if self.rows * self.digs < FULL else 2))
 
 
 def openings(plan: Profile, norm: str, classes: int, gradients: bool) -> list[Stage]:
@@ -99,9 +100,12 @@ def openings(plan: Profile, norm: str, classes: int, gradients: bool) -> list[St
     if not gradients:
         return [Stage(0, "square", 0, Square(steps=50 * plan.opening, p=0.3))]
     aims = range(min(plan.aimed, classes - 1))
-    stages = [Stage(0, "sprint", 0, Sprint(plan.opening, loss="log_odds"))]
-    if norm != "linf":  # there gradients often vanish inside the ball, and return beyond it
-        stages += [Stage(0, f"boundary {aim + 1}", 0, BOUNDARY, aim, trial=True) for aim in aims]
+    if norm == "linf":
+        return [Stage(0, "sprint", 0, Sprint(plan.opening, loss="log_odds"))]
+    # In L2 and L1 gradients often vanish inside the ball, and return beyond it.
+    stages = [Stage(0, "sprint", 0, Sprint(plan.opening, loss="log_odds", wide=3.0))]
+    walk = BOUNDARY_L1 if norm == "l1" else BOUNDARY
+    stages += [Stage(0, f"boundary {aim + 1}", 0, walk, aim, trial=True) for aim in aims]
     return stages
 
 
@@ -155,7 +159,8 @@ class Cascade:
         self.spent += rows * digs
         if digs > self.plan.deepest or self.spent > self.plan.work * max(self.first, FEW):
             return None
-        stage = Stage(number, f"round of {digs}", rows, digs=digs, tried=self.tried, walks=self.walks)
+        wide = self.norm != "linf"
+        stage = Stage(number, f"round of {digs}", rows, digs=digs, tried=self.tried, wide=wide, walks=self.walks)
         self.tried += stage.tries
         return stage
 

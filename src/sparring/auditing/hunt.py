@@ -148,8 +148,8 @@ class Hunt:
 
 DIG = Square(steps=45, p=0.1, mixed=True, warm=True)
 POLISH = Sprint(steps=3, first=0.3, start="given")
-AFRESH = Square(steps=20, p=0.3, mixed=True)
-BOUNDARY = FAB(steps=45, beta=0.8, loss="lead")
+BOUNDARY = FAB(steps=30, alpha_max=0.3, eta=1.1, beta=0.8, loss="lead")
+BOUNDARY_L1 = FAB(steps=60, alpha_max=0.3, eta=1.5, beta=0.8, loss="lead")  # it takes longer there
 
 _BLOCKS = Sprint(steps=10, loss="log_odds", start="blocks")
 _AIMED = Sprint(steps=12, first=1.25, loss="lead")
@@ -176,16 +176,32 @@ TRIES: tuple[Try, ...] = (
     (_AIMED, 0),
     (_AIMED, 7),
 )
-_WALK = FAB(steps=100, loss="lead")
-WALKS: tuple[Try, ...] = (  # where the boundary was worth walking along
-    (_WALK, 0),
-    (_BLOCKS, None),
-    (_WALK, 1),
+_WIDE_BLOCKS = Sprint(steps=16, loss="log_odds", start="blocks", wide=8.0)
+_WIDE_AIMED = Sprint(steps=16, loss="lead", wide=8.0)
+WIDE: tuple[Try, ...] = (  # in L2 and L1
+    (_WIDE_BLOCKS, None),
+    (_WIDE_AIMED, 0),
+    (_WIDE_AIMED, 1),
+    (BOUNDARY, 0),
+    (_WIDE_BLOCKS, None),
     (_AIMED, 0),
+    (_AIMED, 1),
+    (_WIDE_AIMED, 2),
+    (_AIMED, 2),
+    (BOUNDARY, 1),
+    (_WIDE_AIMED, 0),
+    (_AIMED, 3),
+)
+_WALK = FAB(steps=50, beta=0.8, loss="lead")
+WALKS: tuple[Try, ...] = (  # there, and where the boundary was worth walking along
+    (_WALK, 0),
+    (_WALK, 1),
     (_WALK, 2),
-    (_AIMED, 1),
+    (_WIDE_BLOCKS, None),
     (_WALK, 3),
-    (_AIMED, 1),
+    (_WIDE_AIMED, 0),
+    (_WALK, 4),
+    (_WIDE_AIMED, 1),
 )
 
 

@@ -45,9 +45,13 @@ class Threat(ABC):
     def length(self, delta: Tensor) -> Tensor:
         """(n,) the norm of each (n, d) perturbation."""
 
-    @abstractmethod
     def project(self, x: Tensor, x0: Tensor) -> Tensor:
         """The legal points that stand for `x` (n, ...) around `x0`; legal points stay where they are."""
+        return self.within(x, x0, torch.full((1,), self.eps, device=x.device))
+
+    @abstractmethod
+    def within(self, x: Tensor, x0: Tensor, radius: Tensor) -> Tensor:
+        """`project` for a ball of another `radius` (n,) or (1,): float32, in the units of eps."""
 
     @abstractmethod
     def steepest(self, gradient: Tensor, x: Tensor | None = None) -> Tensor:
@@ -127,9 +131,10 @@ class Linf(Threat):
         """(n,) largest absolute change."""
         return delta.abs().amax(1)
 
-    def project(self, x: Tensor, x0: Tensor) -> Tensor:
-        """The nearest legal points (exact in every norm)."""
-        return torch.clamp(x, *self.box(x0))
+    def within(self, x: Tensor, x0: Tensor, radius: Tensor) -> Tensor:
+        """The nearest points of the cube and the bounds (exact in every norm)."""
+        reach = per_row(radius, x)
+        return torch.clamp(x, self.clip(x0 - reach), self.clip(x0 + reach))
 
     def box(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """The cube and the bounds together."""
@@ -154,20 +159,21 @@ class L2(Threat):
         """(n,) Euclidean lengths."""
         return delta.square().sum(1).sqrt()
 
-    def project(self, x: Tensor, x0: Tensor) -> Tensor:
+    def within(self, x: Tensor, x0: Tensor, radius: Tensor) -> Tensor:
         """The nearest point of ball and box together: clip(x0 + t (x - x0)) for the largest t <= 1 that fits.
 
         t is found from below: with the pixels that clip held fixed, the others are scaled to fill the ball.
         A row that has found its t keeps it, so its result does not hang on how long its neighbours take.
         """
         inside = self.clip(x)
-        over = (inside - x0).flatten(1).norm(dim=1) > self.eps + self.slack / 4  # who stands on the border stays
+        over = (inside - x0).flatten(1).norm(dim=1) > radius + self.slack / 4  # who stands on the border stays
         if not over.any():
             return inside
         origin, delta = x0.flatten(1), (x - x0).flatten(1)
         low, high = self.bounds[0] - origin, self.bounds[1] - origin
         square = delta.square()
-        scale = (self.eps / delta.norm(dim=1, keepdim=True).clamp_min(1e-38)).clamp_max(1.0)
+        radius = radius[:, None]
+        scale = (radius / delta.norm(dim=1, keepdim=True).clamp_min(1e-38)).clamp_max(1.0)
         for _ in range(4):
             scaled = delta * scale
             clipped = scaled.clamp(low, high)
@@ -175,7 +181,7 @@ class L2(Threat):
             fixed = (clipped.square() * (1.0 - free)).sum(1, keepdim=True)
             loose = (square * free).sum(1, keepdim=True).clamp_min(1e-30)
             before = scale
-            scale = torch.maximum(scale, ((self.eps**2 - fixed).clamp_min(0.0) / loose).sqrt().clamp_max(1.0))
+            scale = torch.maximum(scale, ((radius**2 - fixed).clamp_min(0.0) / loose).sqrt().clamp_max(1.0))
             if torch.equal(scale, before):
                 break
         nearest = self.clip(x0 + (delta * scale).view_as(x))
@@ -200,7 +206,7 @@ class Unbounded(L2):
     def __init__(self, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
         super().__init__(math.inf, bounds)
 
-    def project(self, x: Tensor, x0: Tensor) -> Tensor:
+    def within(self, x: Tensor, x0: Tensor, radius: Tensor) -> Tensor:
         """The nearest image inside the bounds."""
         return self.clip(x)
 
@@ -223,7 +229,7 @@ class L1(Threat):
         """(n,) sums of absolute changes."""
         return delta.abs().sum(1)
 
-    def project(self, x: Tensor, x0: Tensor) -> Tensor:
+    def within(self, x: Tensor, x0: Tensor, radius: Tensor) -> Tensor:
         """The nearest point of ball and box together (Croce and Hein 2021, "Mind the box", section 3.1).
 
         It is clip(soft(x - x0, t), box) for the smallest t >= 0 that meets the budget, found by bisection.
@@ -236,10 +242,11 @@ class L1(Threat):
             return (delta.sign() * (delta.abs() - t).clamp_min(0)).clamp(low, high)
 
         below, above = torch.zeros_like(delta[:, :1]), delta.abs().amax(1, keepdim=True)
-        free = shrunk(below).abs().sum(1, keepdim=True) <= self.eps
+        eps = radius.double()[:, None]
+        free = shrunk(below).abs().sum(1, keepdim=True) <= eps
         for _ in range(50):
             middle = (below + above) / 2
-            fits = shrunk(middle).abs().sum(1, keepdim=True) <= self.eps
+            fits = shrunk(middle).abs().sum(1, keepdim=True) <= eps
             below, above = torch.where(fits, below, middle), torch.where(fits, middle, above)
         change = shrunk(torch.where(free, 0.0, above))
         near = (origin + change).to(x.dtype)
@@ -270,12 +277,12 @@ class L0(Threat):
         """(n,) number of changed features."""
         return (delta != 0).sum(1).double()
 
-    def project(self, x: Tensor, x0: Tensor) -> Tensor:
+    def within(self, x: Tensor, x0: Tensor, radius: Tensor) -> Tensor:
         """The largest changes kept after clipping, the rest undone (the nearest legal point)."""
-        clipped = self.clip(x).flatten(1)
-        origin = x0.flatten(1)
-        keep = _largest((clipped - origin).abs(), int(min(self.eps, origin.shape[1])))
-        return torch.where(keep, clipped, origin).view_as(x)
+        clipped, origin = self.clip(x).flatten(1), x0.flatten(1)
+        change = (clipped - origin).abs()
+        place = change.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return torch.where(place < radius[:, None].floor(), clipped, origin).view_as(x)
 
     def steepest(self, gradient: Tensor, x: Tensor | None = None) -> Tensor:
         """The sign of the gradient on the feature where it is largest."""
