@@ -37,6 +37,7 @@ CASES = (
     ("trades", "linf", 0.3),
     ("trades", "linf", 0.1),
     ("undefended", "l2", 1.0),
+    ("fgsm", "l2", 1.5),
     ("pgd", "l2", 2.0),
     ("digits", "linf", 0.2),
     ("cifar", "linf", 8 / 255),

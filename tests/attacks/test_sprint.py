@@ -149,3 +149,52 @@ def test_it_breaks_just_what_the_ball_reaches(norm, start, loss):
     for eps, wanted in ((0.499, False), (0.51, True)):
         limit = threat(norm, eps, case.model.bounds)
         assert run(case.model, attack, limit, case.x, case.y).found.tolist() == [wanted] * 4
+
+
+# A ball that is wide at first
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_a_wide_ball_shrinks_evenly_and_ends_at_its_size(norm):
+    limit = threat(norm, EPS[norm], (-100.0, 100.0))
+    x = noise.uniform(torch.arange(3), (1, 6, 6))
+    net = TorchModel(nn.Sequential(nn.Flatten(), nn.Linear(36, 4)), bounds=limit.bounds)
+    asked = points(Sprint(steps=10, first=50.0, start="clean", momentum=1.0, wide=5.0), net, batch_of(limit, x))
+    distances = torch.stack([limit.distance(point, x) for point in asked]) / limit.eps
+    wanted = [0.0] + [1 + 4 * max(0.0, 1 - k / 6) for k in range(1, 10)]
+    for turn, far in enumerate(wanted):
+        torch.testing.assert_close(distances[turn], torch.full((3,), far, dtype=torch.float64), rtol=1e-4, atol=1e-6)
+    assert limit.contains(asked[6], x).all()
+
+
+def test_a_wide_ball_finds_what_lies_behind_a_flat_place():
+    """The logits do not change within 1.5 eps of the image, except along a ridge: only from afar it is seen."""
+    bounds = (-10.0, 10.0)
+    goal = torch.zeros(16).index_fill(0, torch.tensor([3]), 1.0)
+
+    class Moat(nn.Module):
+        def forward(self, x):
+            delta = x.flatten(1)
+            outside = torch.relu(delta.norm(dim=1) - 0.6)  # a slope that leads to the ridge, from 1.5 eps on
+            along = delta @ goal
+            ridge = torch.sigmoid(400 * (along / delta.norm(dim=1).clamp_min(1e-6) - 0.98)) * (along > 0.3)
+            lead = 2 * ridge - 1 + outside * along
+            return torch.stack([-lead, lead], 1)
+
+    limit = threat("l2", 0.4, bounds)
+    x, y = torch.zeros(4, 1, 4, 4), torch.zeros(4, dtype=torch.int64)
+    reached = {}
+    for wide in (1.0, 4.0):
+        attack = Sprint(steps=20, loss="margin", wide=wide)
+        reached[wide] = int(run(TorchModel(Moat(), bounds=bounds), attack, limit, x, y).found.sum())
+    assert reached == {1.0: 0, 4.0: 4}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_wide_ball_is_each_rows_own(norm, net, digits):
+    """Rows that sit side by side are at different steps, and in balls of different size."""
+    attack, limit = Sprint(steps=8, loss="log_odds", wide=3.0), threat(norm, EPS[norm] / 2)
+    together, staggered = (run(TorchModel(net), attack, limit, *digits, width=width) for width in (64, 16))
+    assert torch.equal(together.found, staggered.found)
+    assert torch.equal(together.forward, staggered.forward)
+    torch.testing.assert_close(together.best, staggered.best, rtol=0, atol=1e-5)

@@ -9,25 +9,23 @@ from itertools import pairwise
 import pytest
 import torch
 
+from sparring.attacks.sprint import Sprint
 from sparring.attacks.square import Square
 from sparring.auditing.cascade import (
     FEW,
+    FULL,
     PROFILES,
     STILL_FALLING,
-    TRIED,
-    FULL,
-    WORTH,
     Cascade,
     Profile,
     Stage,
     nearest,
-    openings,
     profile,
 )
 from sparring.core.errors import UsageError
 
 Fate = Callable[[Stage, int], int]  # how many rows a stage breaks, of those that it meets
-PLAN = Profile("test", opening=9, aimed=2, work=8, deepest=16)
+PLAN = Profile("test", opening=9, work=8, deepest=16)
 
 
 def nobody(stage: Stage, met: int) -> int:
@@ -36,14 +34,13 @@ def nobody(stage: Stage, met: int) -> int:
 
 def play(cascade: Cascade, held: int, fate: Fate = nobody) -> list[tuple[Stage, int, int]]:
     """Every stage with the rows that it met and broke, until the end."""
-    fell, stages, spared = 0, [], 0
+    fell, stages = 0, []
     while (stage := cascade.next(held, fell)) is not None:
-        met = stage.rows if stage.skip is None else stage.rows - spared
+        met = stage.rows
         fell = fate(stage, met)
         assert 0 <= met <= held
         assert 0 <= fell <= met
         held -= fell
-        spared = met - fell  # of a trial, were it to be followed by the same for all
         stages.append((stage, met, fell))
     return stages
 
@@ -56,24 +53,17 @@ def rounds(stages: list[tuple[Stage, int, int]]) -> list[tuple[int, int]]:
 # Openings
 
 
-def names(stages: list[Stage]) -> list[str]:
-    return [stage.name for stage in stages]
-
-
 def test_openings():
-    assert names(openings(PLAN, "linf", 10, True)) == ["sprint"]
-    assert names(openings(PLAN, "l2", 10, True)) == ["sprint", "boundary 1", "boundary 2"]
-    assert names(openings(PLAN, "l1", 2, True)) == ["sprint", "boundary 1"]  # one wrong class only
-    assert [stage.trial for stage in openings(PLAN, "l2", 10, True)] == [False, True, True]
-    assert [stage.aim for stage in openings(PLAN, "l2", 10, True)] == [None, 0, 1]
-    assert openings(PLAN, "l2", 10, True)[0].attack.steps == PLAN.opening
-    (only,) = openings(PLAN, "l2", 10, False)
-    assert isinstance(only.attack, Square)
-    assert not only.trial
+    for norm in ("linf", "l2", "l1"):
+        first = Cascade(PLAN, norm, True).next(100, 0)
+        assert (first.name, first.rows, first.attack) == ("sprint", 100, Sprint(PLAN.opening, loss="log_odds"))
+        blind = Cascade(PLAN, norm, False).next(100, 0)
+        assert (blind.name, blind.rows) == ("square", 100)
+        assert isinstance(blind.attack, Square)
 
 
-def test_every_row_meets_the_openings_and_then_the_first_round():
-    stages = play(Cascade(PLAN, "linf", 10, True), 1000, lambda stage, met: 400 if stage.number == 1 else 0)
+def test_every_row_meets_the_opening_and_then_the_first_round():
+    stages = play(Cascade(PLAN, "linf", True), 1000, lambda stage, met: 400 if stage.number == 1 else 0)
     assert [(stage.number, stage.name, stage.rows) for stage, _, _ in stages[:3]] == [
         (1, "sprint", 1000),
         (2, "round of 1", 600),
@@ -87,47 +77,11 @@ def test_an_unknown_profile_is_an_error():
         profile("quik")
 
 
-# Trials
-
-
-@pytest.mark.parametrize("held", [10_000, 1000, 129, 100, TRIED, 7])
-def test_a_trial_is_on_a_small_part_of_the_rows_but_on_some_at_least(held):
-    trial = play(Cascade(PLAN, "l2", 10, True), held)[1][0]
-    assert (trial.name, trial.trial, trial.skip) == ("boundary 1", True, None)
-    assert min(held, TRIED) <= trial.rows <= max(min(held, TRIED), held // 8)
-
-
-@pytest.fixture
-def tried() -> tuple[Cascade, Stage]:
-    """A cascade that has come to its first trial, of 1280 rows."""
-    cascade = Cascade(PLAN, "l2", 10, True)
-    cascade.next(1280, 0)
-    return cascade, cascade.next(1280, 0)
-
-
-def test_a_trial_that_breaks_enough_is_followed_by_all_rows_but_its_own(tried):
-    cascade, trial = tried
-    fell = int(WORTH * trial.rows) + 1
-    after = cascade.next(1280 - fell, fell)
-    assert (after.name, after.attack, after.aim) == (trial.name, trial.attack, trial.aim)
-    assert (after.rows, after.trial, after.skip, after.number) == (1280 - fell, False, trial.number, 3)
-    again = cascade.next(1000, 269)  # what all rows met is not met by all once more
-    assert (again.name, again.aim, again.trial, again.skip) == ("boundary 2", 1, True, None)
-
-
-def test_a_trial_that_breaks_too_few_is_the_last_one(tried):
-    cascade, trial = tried
-    fell = int(WORTH * trial.rows)
-    after = cascade.next(1280 - fell, fell)
-    assert (after.name, after.rows, after.skip) == ("round of 1", 1280 - fell, None)
-    assert "boundary" not in cascade.next(1280 - fell, 0).name
-
-
 # Rounds
 
 
 def test_a_round_that_breaks_few_is_followed_by_half_the_rows_and_twice_the_digs():
-    stages = play(Cascade(PLAN, "linf", 10, True), 1001)
+    stages = play(Cascade(PLAN, "linf", True), 1001)
     assert rounds(stages) == [(1001, 1), (501, 2), (251, 4), (126, 8), (63, 16)]
     assert stages[-1][0].digs == PLAN.deepest
 
@@ -135,7 +89,7 @@ def test_a_round_that_breaks_few_is_followed_by_half_the_rows_and_twice_the_digs
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_round_that_still_breaks_many_is_followed_by_as_many_rows(more):
     """More than an eighth of the round."""
-    cascade = Cascade(PLAN, "linf", 10, True)
+    cascade = Cascade(PLAN, "linf", True)
     cascade.next(800, 0)
     first = cascade.next(800, 0)
     assert (first.rows, first.digs) == (800, 1)
@@ -147,11 +101,20 @@ def test_a_round_that_still_breaks_many_is_followed_by_as_many_rows(more):
 
 
 def test_tries_go_on_where_the_round_before_left_off():
-    stages = [stage for stage, _, _ in play(Cascade(PROFILES["standard"], "l2", 10, True), 500) if stage.digs]
+    stages = [stage for stage, _, _ in play(Cascade(PROFILES["standard"], "l2", True), 500) if stage.digs]
     assert stages[0].tried == 0
     for before, after in pairwise(stages):
         assert after.tried == before.tried + before.tries > before.tried
     assert stages[-1].tries > stages[0].tries
+
+
+def test_longer_tries_are_fewer_and_without_gradients_there_are_none():
+    def tries(norm: str, gradients: bool) -> dict[int, int]:
+        return {stage.digs: stage.tries for stage, _, _ in play(Cascade(PLAN, norm, gradients), 200) if stage.digs}
+
+    assert tries("linf", True) == {1: 1, 2: 1, 4: 1, 8: 3, 16: 6}
+    assert tries("l2", True) == tries("l1", True) == {1: 1, 2: 1, 4: 1, 8: 1, 16: 3}
+    assert set(tries("linf", False).values()) == {0}
 
 
 def test_digs_go_to_chains_side_by_side_and_on_them_where_these_fill_the_model():
@@ -181,13 +144,12 @@ def fates() -> list[Fate]:
 @pytest.mark.parametrize("held", [1, 2, 17, 63, 64, 65, 1000, 30_000])
 def test_the_work_is_bounded_and_every_round_is_used(held, plan, norm):
     for fate in fates():
-        cascade = Cascade(plan, norm, 10, True)
+        cascade = Cascade(plan, norm, True)
         stages = play(cascade, held, fate)
         digs = rounds(stages)
         assert sum(rows * each for rows, each in digs) <= plan.work * max(cascade.first, FEW)
         assert all(each <= plan.deepest for _, each in digs)
         assert [stage.number for stage, _, _ in stages] == list(range(1, len(stages) + 1))
-        assert len(stages) < 100  # a shard's name has two digits for its stage
         if digs:
             assert digs[0] == (cascade.first, 1)
             assert cascade.first <= held
@@ -198,12 +160,12 @@ def test_the_work_is_bounded_and_every_round_is_used(held, plan, norm):
 @pytest.mark.parametrize("plan", PROFILES.values(), ids=lambda plan: plan.name)
 def test_a_few_rows_that_hold_get_the_deepest_round(plan):
     """Of up to `FEW` rows each may cost more, so that the last ones meet all there is."""
-    assert max(digs for _, digs in rounds(play(Cascade(plan, "linf", 10, True), 2))) == plan.deepest
+    assert max(digs for _, digs in rounds(play(Cascade(plan, "linf", True), 2))) == plan.deepest
 
 
 @pytest.mark.parametrize("stages", range(6))
 def test_it_ends_when_nobody_holds(stages):
-    cascade = Cascade(PLAN, "l2", 10, True)
+    cascade = Cascade(PLAN, "l2", True)
     for _ in range(stages):
         assert cascade.next(100, 0) is not None
     assert cascade.next(0, 100) is None
@@ -212,7 +174,7 @@ def test_it_ends_when_nobody_holds(stages):
 def test_the_same_numbers_give_the_same_stages():
     def once() -> list[tuple[Stage, int, int]]:
         dice = random.Random(5)
-        return play(Cascade(PROFILES["standard"], "l2", 10, True), 777, lambda _, met: dice.randint(0, met // 3))
+        return play(Cascade(PROFILES["standard"], "l2", True), 777, lambda _, met: dice.randint(0, met // 3))
 
     assert once() == once()
 

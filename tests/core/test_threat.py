@@ -264,3 +264,17 @@ def test_l1_rounding_does_not_add_up(value):
     x0 = torch.full((1, 1, 28, 28), value)
     for eps in (0.11, 0.325, 1.7):
         assert L1(eps).contains(L1(eps).project(x0 + 0.1, x0), x0).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_within_gives_every_row_a_ball_of_its_own(norm):
+    x0 = noise.uniform(rows(5), (2, 4, 4))
+    x = x0 + 2 * noise.normal(rows(5, seed=1), (2, 4, 4))
+    radius = torch.tensor([0.0, 0.5, 1.0, 3.0, 40.0])
+    got = threat(norm, 1.0).within(x, x0, radius)
+    for row, size in enumerate(radius.tolist()):
+        alone = threat(norm, size).project(x[row : row + 1], x0[row : row + 1])
+        torch.testing.assert_close(got[row : row + 1], alone, rtol=0, atol=2e-6)
+        assert float(threat(norm, size).distance(alone, x0[row : row + 1])) <= size + 1e-5
+    assert torch.equal(got[0], x0[0])
+    assert torch.equal(got[4], x[4].clamp(0, 1)) or norm == "l1"

@@ -34,10 +34,10 @@ class Sprint:
     The move is equations 3 and 4 of Croce and Hein 2020 (momentum 0.75). The margin does not saturate as
     cross-entropy does, and a step that falls on a plan needs no checkpoints (Ma et al. 2020, "Imbalanced
     gradients", section 4). `start` is where it begins: `clean`, `given`, `random`, or `blocks`: every
-    square of `side` pixels pushed up or down as a whole, as far as the threat model allows. With `wide` above
-    1 the ball is at first so many times as wide, and shrinks evenly to its size over the first three fifths of
-    the steps (as in Croce and Hein 2021, "Mind the box", section 4): in L2 and L1 gradients that vanish
-    inside the ball return beyond it.
+    square of `side` pixels pushed up or down as a whole, as far as the ball allows. With `wide` above 1 the
+    ball is at first so many times as wide, and shrinks evenly to its size over the first three fifths of the
+    steps (in L1: Croce and Hein 2021, "Mind the box", section 4). In L2 and L1 gradients that vanish inside
+    the ball return beyond it, and a random start there is nearer to another class than any inside.
     """
 
     steps: int = 12
@@ -65,10 +65,14 @@ class Sprint:
         return SprintState(x, torch.zeros_like(batch.targeted), torch.zeros_like(batch.y), x)
 
     def _far(self, batch: Batch) -> Tensor:
+        threat = batch.threat
         if self.start == "random":
-            return batch.threat.sample(batch.x, batch.key)
-        signs = blocks(batch.key, batch.x.shape[1:], self.side)
-        return batch.project(batch.x + batch.threat.eps * signs)
+            x = threat.sample(batch.x, batch.key)
+            return x if self.wide == 1 else threat.clip(batch.x + self.wide * (x - batch.x))
+        reach = torch.full_like(batch.y, self.wide * threat.eps, dtype=torch.float32)
+        return threat.within(
+            batch.x + per_row(reach, batch.x) * blocks(batch.key, batch.x.shape[1:], self.side), batch.x, reach
+        )
 
     def step(self, batch: Batch, state: SprintState, seen: Observation) -> SprintState:
         """Climb, and carry some of the last move on."""

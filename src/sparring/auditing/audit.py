@@ -136,7 +136,7 @@ def audit(
         )
         about = {"model": name or type(queried).__name__, "model_digest": _digest(queried)}
         run = Run.create(folder, "audit", about | _asked(setting, victim, plan, images))
-        search = Search(setting, plan, images, victim.classes, run, tell)
+        search = Search(setting, plan, images, run, tell)
         finished = search.work()
         _afterwards(search, queried, victim, finished)
         audit = Audit(run.path, conclude(run))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sparring.attacks.fab import FAB
 from sparring.attacks.sprint import Sprint
 from sparring.attacks.square import Square
 from sparring.core.attack import Attack
@@ -148,71 +147,28 @@ class Hunt:
 
 DIG = Square(steps=45, p=0.1, mixed=True, warm=True)
 POLISH = Sprint(steps=3, first=0.3, start="given")
-BOUNDARY = FAB(steps=30, alpha_max=0.3, eta=1.1, beta=0.8, loss="lead")
-BOUNDARY_L1 = FAB(steps=60, alpha_max=0.3, eta=1.5, beta=0.8, loss="lead")  # it takes longer there
-
-_BLOCKS = Sprint(steps=10, loss="log_odds", start="blocks")
-_AIMED = Sprint(steps=12, first=1.25, loss="lead")
-_HOP = FAB(steps=20, beta=0.8, loss="lead")
+WIDTH = {"linf": 1.0, "l2": 8.0, "l1": 24.0}  # how wide the ball is in which tries begin
+PLACES = (None, 0, 1, 1, 0, 2, None, 3, 2, 4, None, 1, 0, 5, 3, None, 6, 0, 1, 7)
 Try = tuple[Attack, int | None]  # with the wrong class to aim at, by likelihood
-TRIES: tuple[Try, ...] = (
-    (_BLOCKS, None),
-    (_AIMED, 0),
-    (_AIMED, 1),
-    (_AIMED, 1),
-    (_AIMED, 0),
-    (_AIMED, 2),
-    (_HOP, 0),
-    (_AIMED, 3),
-    (_BLOCKS, None),
-    (_AIMED, 3),
-    (_AIMED, 4),
-    (_AIMED, 2),
-    (_BLOCKS, None),
-    (_AIMED, 6),
-    (_AIMED, 5),
-    (_HOP, 1),
-    (_AIMED, 1),
-    (_AIMED, 0),
-    (_AIMED, 7),
-)
-_WIDE_BLOCKS = Sprint(steps=16, loss="log_odds", start="blocks", wide=8.0)
-_WIDE_AIMED = Sprint(steps=16, loss="lead", wide=8.0)
-WIDE: tuple[Try, ...] = (  # in L2 and L1
-    (_WIDE_BLOCKS, None),
-    (_WIDE_AIMED, 0),
-    (_WIDE_AIMED, 1),
-    (BOUNDARY, 0),
-    (_WIDE_BLOCKS, None),
-    (_AIMED, 0),
-    (_AIMED, 1),
-    (_WIDE_AIMED, 2),
-    (_AIMED, 2),
-    (BOUNDARY, 1),
-    (_WIDE_AIMED, 0),
-    (_AIMED, 3),
-)
-_WALK = FAB(steps=50, beta=0.8, loss="lead")
-WALKS: tuple[Try, ...] = (  # there, and where the boundary was worth walking along
-    (_WALK, 0),
-    (_WALK, 1),
-    (_WALK, 2),
-    (_WIDE_BLOCKS, None),
-    (_WALK, 3),
-    (_WIDE_AIMED, 0),
-    (_WALK, 4),
-    (_WIDE_AIMED, 1),
-)
 
 
-def dig(setting: Setting, front: Front, chains: int, digs: int, tries: Sequence[Try], salt: int) -> Hunt:
+def tries(norm: str, first: int, count: int) -> list[Try]:
+    """The tries of gradients numbered from `first` on: from blocks and away, or at random and at a likely class."""
+    wide = WIDTH[norm]
+    away = Sprint(steps=10 if wide == 1 else 16, loss="log_odds", start="blocks", wide=wide)
+    aimed = Sprint(steps=12 if wide == 1 else 16, first=1.25 if wide == 1 else 2.0, loss="lead", wide=wide)
+    places = [PLACES[number % len(PLACES)] for number in range(first, first + count)]
+    return [(away if place is None else aimed, place) for place in places]
+
+
+def dig(setting: Setting, front: Front, chains: int, digs: int, attempts: Sequence[Try], salt: int) -> Hunt:
     """Tries of gradients from elsewhere, then `digs` digs on each of `chains` chains from where the row came closest.
 
     A row is broken by the first of these that breaks it; of several side by side the lowest counts.
     """
     whole = Hunt(setting, front)
     if setting.gradients:
-        _try(whole, front, tries, salt)
+        _try(whole, front, attempts, salt)
     at = whole.open
     held = Front(front.x[at], front.y[at], front.ids[at], whole.best[at], whole.gap[at])
     each, row = _side_by_side(setting, held, chains)
@@ -221,20 +177,20 @@ def dig(setting: Setting, front: Front, chains: int, digs: int, tries: Sequence[
         live = live[~whole.found[at[row[live]]]]
         if not len(live) or each.stopped or whole.stopped:
             break
-        each.dig(salt + len(TRIES) + 2 * turn, live)
+        each.dig(salt + len(PLACES) + 2 * turn, live)
         if not each.stopped:  # else a lower chain might have found something too
             _gather(whole, at, each)
     whole.take_over(each, at[row])
     return whole
 
 
-def _try(whole: Hunt, front: Front, tries: Sequence[Try], salt: int) -> None:
+def _try(whole: Hunt, front: Front, attempts: Sequence[Try], salt: int) -> None:
     """Tries side by side, those of one kind together."""
-    each, row = _side_by_side(whole.setting, front, len(tries))
+    each, row = _side_by_side(whole.setting, front, len(attempts))
     each.gap = torch.full_like(each.gap, -torch.inf)
-    which = torch.arange(len(tries), device=row.device).repeat_interleave(len(front.y))
-    for kind, attack in enumerate(dict.fromkeys(attack for attack, _ in tries)):
-        aims = [aim if kin == attack else -2 for kin, aim in tries]
+    which = torch.arange(len(attempts), device=row.device).repeat_interleave(len(front.y))
+    for kind, attack in enumerate(dict.fromkeys(attack for attack, _ in attempts)):
+        aims = [aim if kin == attack else -2 for kin, aim in attempts]
         aim = torch.tensor([-1 if place is None else place for place in aims], device=row.device)[which]
         at = (aim > -2).nonzero().squeeze(1)
         at = at[~whole.found[row[at]]]

@@ -33,7 +33,6 @@ class Search:
     setting: Setting
     plan: Profile
     images: Images
-    classes: int
     run: Run
     tell: Tell = lambda *_: None
 
@@ -51,11 +50,10 @@ class Search:
         self._take_up(0)
         if not self._clean():
             return False
-        cascade = Cascade(self.plan, self.setting.threat.norm, self.classes, self.setting.gradients)
+        cascade = Cascade(self.plan, self.setting.threat.norm, self.setting.gradients)
         fell = 0
         while (stage := cascade.next(len(self.standing.held), fell)) is not None:
             held = self.standing.held
-            held = held if stage.skip is None else held[self.standing.stage[held] != stage.skip]
             chosen = held[nearest(self.standing.gap[held], self.standing.ids[held], stage.rows)]
             self._take_up(stage.number)
             if not self._stage(stage, chosen):
