@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparring.attacks.fab import FAB
 from sparring.attacks.sprint import Sprint
 from sparring.attacks.square import Square
-from sparring.auditing.hunt import BOUNDARY, DIG, POLISH, TRIES, Front, Hunt, Setting, dig
+from sparring.auditing.hunt import DIG, POLISH, Front, Hunt, Setting, dig, tries
 from sparring.core.errors import ModelError
 from sparring.core.model import Access, Model, Prediction
 from sparring.core.threat import Threat, threat
@@ -100,15 +101,15 @@ def pitted(digits: Rows) -> tuple[Probe, Rows]:
     return model, (x, torch.zeros(len(x), dtype=torch.int64))
 
 
-def digging(setting: Setting, front: Front, chains: int = 2, turns: int = 2, tries: int = 3) -> Hunt:
-    return dig(setting, front, chains, turns, TRIES[:tries], 300_000)
+def digging(setting: Setting, front: Front, chains: int = 2, turns: int = 2, count: int = 3) -> Hunt:
+    return dig(setting, front, chains, turns, tries(setting.threat.norm, 0, count), 300_000)
 
 
 def playing(setting: Setting, front: Front) -> Hunt:
     hunt = Hunt(setting, front)
     hunt.play(Sprint(steps=5), 7)
     if len(hunt.open):
-        hunt.play(BOUNDARY, 8, hunt.open, hunt.targets(hunt.open, 1))
+        hunt.play(FAB(steps=45, beta=0.8, loss="lead"), 8, hunt.open, hunt.targets(hunt.open, 1))
     hunt.dig(9)
     return hunt
 
@@ -202,7 +203,7 @@ def test_chains_of_a_row_draw_noise_of_their_own(pitted):
 def test_of_chains_side_by_side_the_lowest_that_finds_counts(pitted):
     model, rows = pitted
     setting, begun = Setting(model, threat("linf", 0.1), 16), front(model, rows)
-    (one, many) = (digging(setting, begun, chains, turns=1, tries=1) for chains in (1, 6))
+    (one, many) = (digging(setting, begun, chains, turns=1, count=1) for chains in (1, 6))
     assert int(many.found.sum()) > int(one.found.sum()) > 0
     assert torch.equal(many.best[one.found], one.best[one.found])
 
@@ -227,9 +228,9 @@ def test_passes_are_counted_exactly(norm, kind, model, rows):
 
 def test_a_row_that_holds_costs_what_was_planned(model, rows):
     limit = threat("linf", 1e-4)
-    hunt = digging(Setting(model, limit, 16), front(model, rows, torch.arange(3)), 4, 2, tries=1)
+    hunt = digging(Setting(model, limit, 16), front(model, rows, torch.arange(3)), 4, 2, count=1)
     assert not hunt.found.any()
-    first, aim = TRIES[0]
+    ((first, aim),) = tries("linf", 0, 1)
     backward = 4 * 2 * POLISH.steps + first.steps
     forward = 4 * 2 * (DIG.steps + 1 + POLISH.steps + 1) + first.steps + 1 + (aim is not None)
     assert hunt.backward.tolist() == [backward] * 3
@@ -363,10 +364,10 @@ def test_what_is_found_before_a_stop_is_what_would_have_been_found(pitted):
     model, rows = pitted
     limit, begun = threat("linf", 0.1), front(model, rows)
     clock = Patience(10**6)
-    whole = digging(Setting(model, limit, 256, stop=clock), begun, 4, tries=1)
+    whole = digging(Setting(model, limit, 256, stop=clock), begun, 4, count=1)
     seen = 0
     for turns in range(0, 10**6 - clock.left, 2):
-        hunt = digging(Setting(model, limit, 256, stop=Patience(turns)), begun, 4, tries=1)
+        hunt = digging(Setting(model, limit, 256, stop=Patience(turns)), begun, 4, count=1)
         seen += int(hunt.found.sum())
         assert torch.equal(hunt.best[hunt.found], whole.best[hunt.found])
     assert seen > 0
