@@ -148,7 +148,7 @@ class Hunt:
 DIG = Square(steps=45, p=0.1, mixed=True, warm=True)
 POLISH = Sprint(steps=3, first=0.3, start="given")
 WIDTH = {"linf": 1.0, "l2": 8.0, "l1": 24.0}  # how wide the ball is in which tries begin
-PLACES = (None, 0, 1, 1, 0, 2, None, 3, 2, 4, None, 1, 0, 5, 3, None, 6, 0, 1, 7)
+PLACES = (None, 1, 2, 0, 1, 3, None, 0, 2, 4, None, 1, 0, 5, 3, None, 6, 0, 1, 7)  # the sprint went for the likeliest
 Try = tuple[Attack, int | None]  # with the wrong class to aim at, by likelihood
 
 
