@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from sparring.api import attack, train, wrap
+from sparring.api import attack, train
 from sparring.auditing.audit import Audit, audit
 from sparring.core.errors import SparringError
 from sparring.core.judge import Judge
@@ -19,6 +19,7 @@ from sparring.core.verdict import Verdict
 from sparring.data import load
 from sparring.engine.outcome import Outcome
 from sparring.models.checkpoint import open_checkpoint
+from sparring.models.wrap import wrap
 
 __all__ = [
     "L0",

@@ -7,26 +7,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparring import catalog
 from sparring.core.attack import Attack
 from sparring.core.defense import Defense
 from sparring.core.judge import Judge
-from sparring.core.model import Model
 from sparring.core.threat import Threat
 from sparring.data.images import Dataset
 from sparring.defenses.standard import Standard
 from sparring.engine.loop import run
 from sparring.engine.outcome import Outcome
 from sparring.models.checkpoint import Checkpoint
-from sparring.models.torch import TorchModel
+from sparring.models.wrap import wrap
 from sparring.training.fit import Settings, fit
-
-
-def wrap(net: nn.Module, **options: Any) -> TorchModel:
-    """`net`, a torch module from images (n, c, h, w) to logits, as a model; options: see `TorchModel`."""
-    return TorchModel(net, **options)
 
 
 def train(
@@ -51,7 +45,7 @@ def train(
 
 
 def attack(
-    model: Model | nn.Module,
+    model: object,
     x: Tensor,
     y: Tensor,
     attack: Attack | str,
@@ -63,11 +57,11 @@ def attack(
 ) -> Outcome:
     """Attack images `x` (n, c, h, w) in the model's pixel range, with labels `y` (n,).
 
-    `attack` is one, or its name with options ("pgd:steps=10"). With `target` (n,) the model must name that
-    class; with `confidence` it must give what it names at least that probability. `options` go to
-    `engine.loop.run`: sample, restarts, seed, eight_bit, width, on_progress.
+    `model` is anything that `wrap` takes, and `attack` is one, or its name with options ("pgd:steps=10"). With
+    `target` (n,) the model must name that class; with `confidence` it must give what it names at least that
+    probability. `options` go to `engine.loop.run`: sample, restarts, seed, eight_bit, width, on_progress.
     """
-    queried = wrap(model) if isinstance(model, nn.Module) else model
+    queried = wrap(model)
     chosen = catalog.attack(attack) if isinstance(attack, str) else attack
     goals = None if target is None else torch.as_tensor(target).view(-1, 1)
     return run(queried, chosen, threat, x, y, targets=goals, judge=Judge(confidence), **options)

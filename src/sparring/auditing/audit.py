@@ -34,6 +34,7 @@ from sparring.data.images import Dataset, Images
 from sparring.engine import width as widths
 from sparring.models.spec import digest
 from sparring.models.torch import TorchModel
+from sparring.models.wrap import wrap
 
 CHECKED = 64  # rows that the checklist looks at
 
@@ -91,7 +92,7 @@ class Audit:
 
 
 def audit(
-    model: Model | nn.Module,
+    model: object,
     data: Images | Dataset | tuple[Tensor, Tensor],
     threat: Threat,
     *,
@@ -108,17 +109,17 @@ def audit(
 ) -> Audit:
     """A verdict for every test image of `data`: misclassified, broken, certified, undecided or error.
 
-    `data` may be images (n, c, h, w) in the model's pixel range with labels (n,). The same call with the same
-    `out` goes on where a run was cut short; without `out` the run folder lasts as long as the result. `budget`
-    is in seconds. With `eight_bit` only images that survive as 8-bit files count. `tell` is told what is going
-    on, rows done, and of how many.
+    `model` is anything that `sparring.wrap` takes; `data` may be images (n, c, h, w) in the model's pixel range
+    with labels (n,). The same call with the same `out` goes on where a run was cut short; without `out` the run
+    folder lasts as long as the result. `budget` is in seconds. With `eight_bit` only images that survive as
+    8-bit files count. `tell` is told what is going on, rows done, and of how many.
     """
     if budget is not None and not budget > 0:
         raise UsageError(f"expected a budget above 0 seconds, got {budget}")
     if width is not None and width < 1:
         raise UsageError(f"expected a width of at least 1, got {width}")
     deadline = None if budget is None else time.monotonic() + budget
-    queried = TorchModel(model) if isinstance(model, nn.Module) else model
+    queried = wrap(model)
     images, plan = _images(data).take(limit), named_profile(profile)
     victim = meet(queried, images, threat, device)
     with ExitStack() as undo:

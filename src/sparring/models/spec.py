@@ -1,4 +1,4 @@
-"""MODEL on the command line: a checkpoint of ours, or a function that returns a module."""
+"""MODEL on the command line: a checkpoint of ours, a file, a URL, or a function that returns any model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from sparring.core.errors import ModelError, UsageError, unknown
+from sparring.core.model import Model
 from sparring.models.checkpoint import open_checkpoint
 from sparring.models.torch import TorchModel
+from sparring.models.wrap import wrap
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Named:
     """A model, what it was called, and the card if it is a checkpoint of ours."""
 
     name: str
-    model: TorchModel
-    digest: str  # SHA-256 over the weights
+    model: Model
+    digest: str  # SHA-256 over the weights, or over the file or the address they come from
     card: dict[str, Any]
 
 
@@ -38,19 +40,46 @@ def digest(net: nn.Module) -> str:
     return sha.hexdigest()
 
 
-def open_model(spec: str, device: str = "cpu") -> Named:
-    """The model that `spec` means: a checkpoint's path, `file.py:function` or `package.module:function`."""
+def open_model(spec: str, device: str = "cpu", **options: Any) -> Named:
+    """The model that `spec` means.
+
+    A checkpoint of ours, a `.onnx` or `.keras` file, a SavedModel, a `.json` file that describes an endpoint, the
+    URL of a v2 server, or `file.py:function` or `package.module:function`, which returns a model of any kind.
+    `options` go to the adapter.
+    """
     source, colon, function = spec.rpartition(":")
     if colon and function.isidentifier():
-        net = _call(spec, source, function)
-        return Named(spec, TorchModel(net.to(device)), digest(net), {})
+        made = _call(spec, source, function)
+        net = made.to(device) if isinstance(made, nn.Module) else made
+        return Named(spec, wrap(net, **options), _digest(made, spec), {})
+    if spec.startswith(("http://", "https://")):
+        return Named(spec, wrap(spec, **options), hashlib.sha256(spec.encode()).hexdigest(), {})
     path = Path(spec)
     if not path.exists():
         raise UsageError(
-            f"expected a checkpoint, file.py:function or package.module:function, got {spec!r}; no such file"
+            f"expected a checkpoint, a .onnx or .keras file, a URL, file.py:function or package.module:function, "
+            f"got {spec!r}; no such file"
         )
+    if path.suffix in (".onnx", ".keras", ".json") or (path / "saved_model.pb").exists():
+        return Named(spec, wrap(path, **options), _of_files(path), {})
     checkpoint = open_checkpoint(path)
-    return Named(str(checkpoint.path), TorchModel(checkpoint.net.to(device)), digest(checkpoint.net), checkpoint.card)
+    model = TorchModel(checkpoint.net.to(device), **options)
+    return Named(str(checkpoint.path), model, digest(checkpoint.net), checkpoint.card)
+
+
+def _digest(made: object, spec: str) -> str:
+    if isinstance(made, TorchModel):
+        made = made.net
+    return digest(made) if isinstance(made, nn.Module) else hashlib.sha256(spec.encode()).hexdigest()
+
+
+def _of_files(path: Path) -> str:
+    """SHA-256 over the file, or over all files of a folder."""
+    sha = hashlib.sha256()
+    for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if part.is_file():
+            sha.update(part.read_bytes())
+    return sha.hexdigest()
 
 
 def _import(spec: str, source: str) -> ModuleType:
@@ -70,7 +99,7 @@ def _import(spec: str, source: str) -> ModuleType:
     return importlib.import_module(source)
 
 
-def _call(spec: str, source: str, function: str) -> nn.Module:
+def _call(spec: str, source: str, function: str) -> object:
     try:
         module = _import(spec, source)
     except ModuleNotFoundError as error:
@@ -82,9 +111,9 @@ def _call(spec: str, source: str, function: str) -> nn.Module:
     if not hasattr(module, function):
         raise unknown(f"function in {source}", function, [n for n in vars(module) if not n.startswith("_")])
     try:
-        net = getattr(module, function)()
+        made = getattr(module, function)()
     except Exception as error:
         raise ModelError(f"{spec}: calling {function}() failed: {type(error).__name__}: {error}") from error
-    if not isinstance(net, nn.Module):
-        raise ModelError(f"{spec}: expected a torch.nn.Module, got {type(net).__name__}")
-    return net
+    if made is None or isinstance(made, torch.Tensor | str):
+        raise ModelError(f"{spec}: expected a model, got {type(made).__name__}; let {function}() return one")
+    return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,3 +87,8 @@ def _pull_back(logits: Tensor, leaf: Tensor, cotangent: Tensor, *, keep: bool = 
     )
     gradient = found[0]
     return torch.zeros_like(leaf) if gradient is None else gradient  # None: the logits hang on the weights alone
+
+
+def adapt(source: object, **options: Any) -> TorchModel | None:
+    """A torch module; see `sparring.wrap`."""
+    return TorchModel(source, **options) if isinstance(source, nn.Module) else None

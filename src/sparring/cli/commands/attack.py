@@ -30,7 +30,7 @@ SHOWN = 12
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="A checkpoint, file.py:function or package.module:function.")],
+    model: Annotated[str, typer.Argument(help="A checkpoint, a .onnx or .keras file, a URL, or file.py:function.")],
     attack: Annotated[list[str], typer.Option("--attack", help="Such as pgd:steps=10; may be repeated.")],
     data: options.Data = None,
     norm: Annotated[

@@ -25,7 +25,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="A checkpoint, file.py:function or package.module:function.")],
+    model: Annotated[str, typer.Argument(help="A checkpoint, a .onnx or .keras file, a URL, or file.py:function.")],
     data: options.Data = None,
     norm: Annotated[str, typer.Option("--norm", help="linf, l2 or l1.")] = "linf",
     eps: options.Eps = None,
