@@ -108,6 +108,14 @@ def test_tries_go_on_where_the_round_before_left_off():
     assert stages[-1].tries > stages[0].tries
 
 
+def test_rows_that_fell_leave_no_work_behind_for_the_others():
+    """Of 1000 rows 900 fall at once: the rest gets the work of 100, after what it met at first."""
+    stages = play(Cascade(PLAN, "linf", True), 1000, lambda stage, met: 900 if stage.digs and met > 900 else 0)
+    assert rounds(stages) == [(1000, 1), (100, 1), (50, 2), (25, 4), (13, 8), (7, 16)]
+    vain = 100 + sum(rows * digs for rows, digs in rounds(stages)[1:])
+    assert vain <= PLAN.work * 100
+
+
 def test_longer_tries_are_fewer_and_without_gradients_there_are_none():
     def tries(norm: str, gradients: bool) -> dict[int, int]:
         return {stage.digs: stage.tries for stage, _, _ in play(Cascade(PLAN, norm, gradients), 200) if stage.digs}

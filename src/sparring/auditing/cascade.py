@@ -91,6 +91,7 @@ class Cascade:
     stage: Stage | None = None
     first: int = 0  # rows that the opening left
     spent: int = 0  # digs so far
+    vain: int = 0  # of these, on rows that held
 
     def next(self, held: int, fell: int) -> Stage | None:
         """The stage after the last one, which broke `fell` rows and left `held`; None at the end."""
@@ -106,6 +107,7 @@ class Cascade:
         return self.stage
 
     def _round(self, last: Stage, held: int, fell: int) -> Stage | None:
+        self.vain += (last.rows - fell) * last.digs
         if not last.digs:
             rows, digs, self.first = held, 1, held
         elif fell > STILL_FALLING * last.rows:
@@ -114,7 +116,10 @@ class Cascade:
             rows, digs = (last.rows + 1) // 2, 2 * last.digs
         rows = min(rows, held)
         self.spent += rows * digs
-        if digs > self.plan.deepest or self.spent > self.plan.work * max(self.first, FEW):
+        work = self.plan.work
+        paid = self.spent <= work * max(self.first, FEW)
+        worth = self.vain + rows * digs <= work * max(held, FEW)  # where many fell, few are left to pay for
+        if digs > self.plan.deepest or not paid or not worth:
             return None
         # In a wide ball tries take longer: there are fewer.
         count = max(1, digs * 3 // (8 if WIDTH[self.norm] == 1 else 16)) if self.gradients else 0
