@@ -118,7 +118,7 @@ class Cascade:
         self.spent += rows * digs
         work = self.plan.work
         paid = self.spent <= work * max(self.first, FEW)
-        worth = self.vain + rows * digs <= work * max(held, FEW)  # where many fell, few are left to pay for
+        worth = self.vain + rows * digs <= work * max(held, 2 * FEW)  # where many fell, few are left to pay for
         if digs > self.plan.deepest or not paid or not worth:
             return None
         # In a wide ball tries take longer: there are fewer.
