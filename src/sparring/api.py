@@ -33,15 +33,16 @@ def train(
     path: Path | str | None = None,
     **settings: Any,
 ) -> Checkpoint:
-    """Train `net` ("dense" or "conv") on `data`; stored at `path` (.safetensors) if one is given.
+    """Train `net` ("dense" or "conv") on `data`; stored at `path` if one is given.
 
-    `defense` is how to train (default: plainly); `settings` are the other fields of `Settings`.
+    `defense` is how to train (default: plainly); `settings` are the other fields of `Settings`, such as
+    `framework="tensorflow"`, with which the result is a Keras model, stored as .keras instead of .safetensors.
     """
     chosen = Settings(net, steps, seed=seed, **settings)
     if path is not None:
         return fit(chosen, data, defense or Standard(), Path(path))
     with TemporaryDirectory() as folder:
-        return fit(chosen, data, defense or Standard(), Path(folder) / f"{net}.safetensors")
+        return fit(chosen, data, defense or Standard(), Path(folder) / net)
 
 
 def attack(

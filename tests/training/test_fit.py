@@ -18,7 +18,7 @@ from sparring.defenses.madry import Madry
 from sparring.defenses.standard import Standard
 from sparring.models.checkpoint import open_checkpoint
 from sparring.training.augment import shift
-from sparring.training.fit import Line, Settings, fit, score
+from sparring.training.fit import Line, Settings, fit
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +149,3 @@ def test_shift_moves_whole_images_by_few_pixels_and_by_key_alone():
     place = moved.flatten(1).argmax(1)
     assert set(place.tolist()) == {6, 7, 8, 11, 12, 13, 16, 17, 18}
     assert torch.equal(shift(x[10:20], key[10:20], 1), moved[10:20])
-
-
-def test_score_leaves_the_mode_alone(digits):
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.Linear(64, 10)).train()
-    assert torch.equal(score(net, digits.test).labels, score(net, digits.test).labels)
-    assert net.training

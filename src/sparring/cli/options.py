@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
+from sparring.auditing.run import Run
+from sparring.cli.show import Show
 from sparring.core.errors import UsageError, unknown
+from sparring.models.http import Remote
+from sparring.models.spec import Named, open_model
 
 Data = Annotated[str | None, typer.Option("--data", help="digits, mnist, fashion_mnist, an .npz file, or a folder.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where data sets lie; before $SPARRING_DATA.")]
 Seed = Annotated[int, typer.Option("--seed", help="The one seed that everything random comes from.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Framework = Annotated[str, typer.Option("--framework", help="Compute the nets in torch or tensorflow (Keras).")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use the first N rows only.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the run [default: runs/<time>-<command>].")]
 Json = Annotated[
@@ -22,6 +30,10 @@ Json = Annotated[
 NORMS = "linf, l2, l1, l0 or unbounded"
 Width = Annotated[int | None, typer.Option("--width", min=1, help="Rows a model call [default: automatic].")]
 Norm = Annotated[str, typer.Option("--norm", help=f"{NORMS}.")]
+MaxQueries = Annotated[
+    int | None,
+    typer.Option("--max-queries", min=1, help="Send a served model at most N images this time, retries included."),
+]
 Eps = Annotated[float | None, typer.Option("--eps", help="Radius, in the units of the input.")]
 
 
@@ -32,6 +44,36 @@ def device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("expected a CUDA device, found none; use --device cpu")
     return "cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu"
+
+
+def victim(spec: str, device: str, max_queries: int | None) -> Named:
+    """The model that `spec` means; a served one is known by its address, without a query that may hold a key."""
+    found = open_model(spec, device)
+    if isinstance(found.model, Remote):
+        if max_queries is not None:
+            found.model.allow(max_queries)
+        return replace(found, name=found.name.partition("?")[0], digest=repr(found.model))
+    if max_queries is not None:
+        raise UsageError(f"expected a served model for --max-queries, got {spec}, which runs here; leave it out")
+    return found
+
+
+def queries(victim: Named) -> int | None:
+    """Images that a served model was sent, retries included."""
+    return victim.model.queries if isinstance(victim.model, Remote) else None
+
+
+@contextmanager
+def counted(show: Show, victim: Named, folder: Path) -> Iterator[None]:
+    """Say in the end, a bad one too, how many images a served model was sent; the run at `folder` keeps it."""
+    try:
+        yield
+    finally:
+        if isinstance(victim.model, Remote):
+            victim.model.close()
+            show.say(f"{victim.model.queries:,} images sent to {victim.name}, retries included")
+            if (folder / "plan.json").is_file():
+                Run(folder).event("queries", sent=victim.model.queries)
 
 
 def radius(norm: str, eps: float | None) -> float:

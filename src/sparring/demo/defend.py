@@ -15,7 +15,6 @@ from sparring.data.images import Images
 from sparring.defenses.madry import Madry
 from sparring.demo.stage import Stage, rounded
 from sparring.demo.train import train_one
-from sparring.training.fit import Settings
 
 ATTACKS = (APGD(steps=50), APGD(steps=50, loss="dlr"))
 POINTS = 8
@@ -26,7 +25,7 @@ def tell(stage: Stage) -> None:
     scale = stage.scale
     stage.say(f"hardening conv by adversarial training at eps {scale.eps:g}")
     defense = Madry(PGD(steps=7), Linf(scale.eps))
-    card = train_one(stage, "madry", Settings("conv", scale.hardening_steps, seed=stage.seed), defense).card
+    card = train_one(stage, "madry", stage.settings("conv", scale.hardening_steps), defense).card
     plain = stage.figures["train"]["conv"]
     cost = (card["seconds"] / card["steps"]) / max(plain["seconds"] / plain["steps"], 1e-9)
     grid = [round(scale.eps * (i + 1) / (POINTS - 2), 3 if scale.eps > 0.1 else 4) for i in range(POINTS)]

@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparring.auditing.run import Run
 from sparring.core.attack import Attack
 from sparring.core.judge import Judge
+from sparring.core.model import Model
 from sparring.core.threat import Threat
 from sparring.data.images import Dataset, Images
 from sparring.engine.loop import run
 from sparring.engine.outcome import Outcome
-from sparring.models.torch import TorchModel
+from sparring.models.wrap import wrap
+from sparring.training.fit import Settings
 
 CERTAIN = 0.9999  # the confidence that the classic attacks are held to
 
@@ -52,10 +54,11 @@ class Stage:
     run: Run
     seed: int = 0
     device: str = "cpu"
+    framework: str = "torch"
     limit: int | None = None
     say: Callable[[str], None] = lambda _: None
     tick: Callable[[str, int, int], None] = lambda *_: None  # (what, done, of)
-    nets: dict[str, nn.Module] = field(default_factory=dict)
+    nets: dict[str, object] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -63,9 +66,13 @@ class Stage:
         """The test rows that every attack meets."""
         return self.data.test.take(min(self.limit or self.scale.rows, len(self.data.test)))
 
-    def model(self, name: str) -> TorchModel:
+    def model(self, name: str) -> Model:
         """A trained net, to be queried."""
-        return TorchModel(self.nets[name])
+        return wrap(self.nets[name])
+
+    def settings(self, net: str, steps: int) -> Settings:
+        """How to train one."""
+        return Settings(net, steps, seed=self.seed, framework=self.framework)
 
     def attack(
         self,

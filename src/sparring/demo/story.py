@@ -29,7 +29,7 @@ CHAPTERS = (
 )
 
 
-def plan(data: Dataset, scale: Scale, seed: int, device: str, limit: int | None) -> dict[str, Any]:
+def plan(data: Dataset, scale: Scale, seed: int, device: str, limit: int | None, framework: str) -> dict[str, Any]:
     """What is asked for."""
     return {
         "data": data.name,
@@ -37,6 +37,7 @@ def plan(data: Dataset, scale: Scale, seed: int, device: str, limit: int | None)
         "limit": limit,
         "settings": {
             **vars(scale),
+            "framework": framework,
             "hardening": "madry, pgd 7 steps",
             "curve": [repr(a) for a in defend.ATTACKS],
         },
@@ -56,6 +57,8 @@ def tell(stage: Stage) -> tuple[dict[str, Any], Path]:
     return stage.run.result() | {"seconds": round(time.perf_counter() - begin, 1)}, write_report(stage.run)
 
 
-def open_run(out: Path | None, data: Dataset, scale: Scale, seed: int, device: str, limit: int | None) -> Run:
+def open_run(
+    out: Path | None, data: Dataset, scale: Scale, seed: int, device: str, limit: int | None, framework: str = "torch"
+) -> Run:
     """The run folder for a story."""
-    return Run.create(out, "demo", plan(data, scale, seed, device, limit))
+    return Run.create(out, "demo", plan(data, scale, seed, device, limit, framework))

@@ -63,7 +63,7 @@ def _pairs(k: int) -> list[tuple[int, int]]:
 def _sources(stage: Stage) -> Images:
     """The first test image of each class that the net gets right; where it gets none right, the first one."""
     test = stage.data.test
-    right = score(stage.nets[NET], test, stage.device).labels == test.y
+    right = score(stage.model(NET), test, stage.device).labels == test.y
     index = []
     for c in range(len(test.classes)):
         wanted = test.y == c

@@ -22,7 +22,7 @@ def train_one(stage: Stage, name: str, settings: Settings, defense: Defense) -> 
         settings,
         stage.data,
         defense,
-        stage.run.path / f"{name}.safetensors",
+        stage.run.path / name,
         device=stage.device,
         on_step=lambda step: stage.tick(f"training {name}", step, settings.steps),
         on_line=lambda line: stage.say(str(line)),
@@ -37,9 +37,9 @@ def tell(stage: Stage) -> None:
     tensors: dict[str, Tensor] = {}
     for name, steps in (("dense", stage.scale.dense_steps), ("conv", stage.scale.conv_steps)):
         stage.say(f"training {name} for {steps} steps")
-        card = train_one(stage, name, Settings(name, steps, seed=stage.seed), Standard()).card
+        card = train_one(stage, name, stage.settings(name, steps), Standard()).card
         figures[name] = figures_of(card)
-        tensors |= tiles(name, score(stage.nets[name], stage.data.test, stage.device), stage.data.test)
+        tensors |= tiles(name, score(stage.model(name), stage.data.test, stage.device), stage.data.test)
     stage.record("train", figures, tensors)
 
 

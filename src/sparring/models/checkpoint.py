@@ -1,4 +1,4 @@
-"""A trained network on disk: weights as safetensors, and a JSON card that says what they are."""
+"""A trained network on disk: its weights, and beside them a JSON card that says what they are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
@@ -14,40 +15,60 @@ from torch import nn
 
 from sparring.core.errors import DataError, UsageError
 from sparring.core.files import write_atomic
+from sparring.models.foreign import framework
 from sparring.models.nets import build
+
+SUFFIXES = {"torch": ".safetensors", "tensorflow": ".keras"}  # of the weights, by framework
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network of ours with its card; `path` is the weights file."""
+    """A network of ours with its card; `path` is the weights file, `net` a torch module or a Keras model."""
 
     path: Path
-    net: nn.Module
+    net: Any
     card: dict[str, Any]
 
 
-def store(path: Path, net: nn.Module, card: dict[str, Any]) -> Checkpoint:
+def store(path: Path, net: Any, card: dict[str, Any]) -> Checkpoint:
     """Write `path` (weights) and `path` with .json (card); the card names the digest of the weights."""
-    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()})
+    weights = _bytes(net)
     card = {**card, "weights_sha256": hashlib.sha256(weights).hexdigest()}
     write_atomic(path, weights)
     write_atomic(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
     return Checkpoint(path, net, card)
 
 
+def _bytes(net: Any) -> bytes:
+    """The weights as a file holds them."""
+    if isinstance(net, nn.Module):
+        return save({name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()})
+    with TemporaryDirectory() as folder:  # Keras writes to a path only
+        path = Path(folder) / "net.keras"
+        net.save(path)
+        return path.read_bytes()
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Is there a card of ours beside the weights at `path`, or at `path`?"""
+    try:
+        return "weights_sha256" in json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def find(path: Path) -> Path:
     """The weights file that `path` means: itself, its card's, or the only one in that folder."""
     if path.is_dir():
-        cards = [
-            p
-            for p in sorted(path.rglob("*.safetensors"))
-            if p.with_suffix(".json").is_file() and p.parent.name != "evidence"
-        ]
-        if len(cards) != 1:
-            names = ", ".join(p.name for p in cards) or "none"
-            raise UsageError(f"expected one checkpoint in {path}, found {names}; name the .safetensors file")
-        return cards[0]
-    return path.with_suffix(".safetensors") if path.suffix == ".json" else path
+        found = [p for p in sorted(path.rglob("*.json")) if is_checkpoint(p)]
+        if len(found) != 1:
+            names = ", ".join(find(p).name for p in found) or "none"
+            raise UsageError(f"expected one checkpoint in {path}, found {names}; name the file of weights")
+        return find(found[0])
+    if path.suffix != ".json":
+        return path
+    beside = [path.with_suffix(suffix) for suffix in SUFFIXES.values()]
+    return next((weights for weights in beside if weights.is_file()), beside[0])
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -68,6 +89,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise DataError(
             f"{path}: expected sha256 {card.get('weights_sha256')}, found {found}; the file was cut or changed"
         )
+    if path.suffix == SUFFIXES["tensorflow"]:
+        keras: Any = framework("keras", "tensorflow")
+        return Checkpoint(path, keras.models.load_model(path, compile=False), card)
     try:
         net.load_state_dict(load(weights))
     except (SafetensorError, RuntimeError) as error:

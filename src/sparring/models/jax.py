@@ -1,12 +1,9 @@
-"""A JAX function as a model to be queried, and what adapters of other frameworks share."""
+"""A JAX function as a model to be queried."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,43 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from sparring.core.errors import ModelError, SparringError, UsageError
+from sparring.core.errors import ModelError
 from sparring.core.model import Access, Prediction
-
-TINY = float(np.finfo(np.float32).tiny)  # XLA and TensorFlow flush what is smaller to 0, which has no logarithm
-_ALIGNED = 64  # bytes: what both frameworks expect of memory that they did not allocate
-
-
-def framework(name: str, extra: str) -> ModuleType:
-    """The package called `name`; `UsageError` with the line that installs it where there is none."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(f"expected {name} to be installed ({error}); pip install 'sparring[{extra}]'") from error
-
-
-@contextmanager
-def answering(x: Tensor) -> Iterator[None]:
-    """Turn what a framework raises about images `x` into our errors; too little memory is said as torch says it."""
-    try:
-        yield
-    except (SparringError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error) or type(error).__name__ == "ResourceExhaustedError":
-            raise torch.OutOfMemoryError(str(error)) from error
-        raise ModelError(f"the model failed on images {tuple(x.shape)}: {error}") from error
-
-
-def shareable(x: Tensor) -> Tensor:
-    """`x` as another framework can read it in place: float32, contiguous, aligned, without a graph."""
-    plain = x.detach().float().contiguous()
-    return plain.clone() if plain.data_ptr() % _ALIGNED else plain
-
-
-def per_channel(numbers: Sequence[float] | None) -> np.ndarray[Any, Any] | None:
-    """One number a channel as (c, 1, 1)."""
-    return None if numbers is None else np.asarray(numbers, np.float32).reshape(-1, 1, 1)
+from sparring.models.foreign import TINY, answering, comes_from, framework, per_channel, shareable
 
 
 class JaxModel:
@@ -143,11 +106,6 @@ class JaxModel:
 
 def _pull(pull: Any, cotangent: Any) -> Any:
     return pull(cotangent)[0]
-
-
-def comes_from(source: object, *packages: str) -> bool:
-    """Is a class of this object from one of these? It tells the framework without loading it."""
-    return any(kind.__module__.partition(".")[0] in packages for kind in type(source).__mro__)
 
 
 def adapt(source: object, **options: Any) -> JaxModel | None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from sparring.core.errors import ModelError, UsageError
 from sparring.core.model import Access, Model, Prediction
-from sparring.models.jax import TINY, JaxModel, answering, comes_from, framework, per_channel, shareable
+from sparring.models.foreign import TINY, comes_from, framework
+from sparring.models.jax import JaxModel
+from sparring.models.tensorflow import TensorFlowModel
 from sparring.models.torch import TorchModel
 
 Call = Callable[[Any], Any]  # from images as the model wants them to what it answers
@@ -79,11 +79,24 @@ def _plain(call: Call, shape: Shape | None, kind: str, options: dict[str, Any]) 
     def logits(x: Any) -> Any:
         return _finish(tf, tf.math.log, call(_arrange(tf, x, shape)), kind)
 
-    return _TensorFlow(logits, **options)
+    return TensorFlowModel(logits, **options)
 
 
 def _keras(keras: Any, model: Any, probabilities: bool | None, options: dict[str, Any]) -> Model:
     """The adapter of a Keras model for the backend that Keras runs on."""
+    logits, backend = stateless(keras, model, probabilities), keras.config.backend()
+    if backend == "tensorflow":
+        still: Call = framework("tensorflow", "tensorflow").stop_gradient
+        return TensorFlowModel(lambda x: logits(x, [still(value) for value in _values(model)]), **options)
+    if backend == "torch":
+        return TorchModel(lambda x: logits(x, _values(model)).to(x.device), **options)
+    if backend == "jax":
+        return JaxModel(logits, weights=partial(_values, model), **options)
+    raise UsageError(f"expected Keras on tensorflow, torch or jax, found {backend!r}; set KERAS_BACKEND")
+
+
+def stateless(keras: Any, model: Any, probabilities: bool | None = None) -> Callable[[Any, list[Any]], Any]:
+    """A function from images (n, c, h, w) and the values of `model.variables` to logits (n, classes)."""
     if not model.built:
         raise ModelError("expected a model with weights, got one that was never built; give it a keras.Input")
     call: Call = partial(model, training=False)
@@ -94,28 +107,16 @@ def _keras(keras: Any, model: Any, probabilities: bool | None, options: dict[str
     if shape is not None and not isinstance(shape, tuple):
         raise ModelError(f"expected a model with one input, got the inputs {shape}")
 
-    def logits(x: Any) -> Any:
+    def logits(x: Any, values: list[Any]) -> Any:
         images = _arrange(keras.ops, x, shape, keras.config.image_data_format() == "channels_first")
-        return _finish(keras.ops, keras.ops.log, call(images), kind)
+        with keras.StatelessScope(state_mapping=list(zip(model.variables, values, strict=True))):
+            return _finish(keras.ops, keras.ops.log, call(images), kind)
 
-    backend = keras.config.backend()
-    if backend == "tensorflow":
-        return _TensorFlow(logits, **options)
-    if backend == "torch":
-        return TorchModel(lambda x: logits(x).to(x.device), **options)
-    if backend == "jax":
-        return JaxModel(partial(_scoped, keras, model, logits), weights=lambda: _values(model), **options)
-    raise UsageError(f"expected Keras on tensorflow, torch or jax, found {backend!r}; set KERAS_BACKEND")
+    return logits
 
 
 def _values(model: Any) -> list[Any]:
     return [variable.value for variable in model.variables]
-
-
-def _scoped(keras: Any, model: Any, logits: Call, x: Any, values: list[Any]) -> Any:
-    """`logits`, with these values in the model's variables (what `stateless_call` does, for any function)."""
-    with keras.StatelessScope(state_mapping=list(zip(model.variables, values, strict=True))):
-        return logits(x)
 
 
 def _peel(keras: Any, model: Any) -> tuple[Call, str] | None:
@@ -231,87 +232,6 @@ def _signature(path: Path) -> tuple[Call, Shape]:
         return served(**{key: tf.cast(x, spec.dtype)})[result]
 
     return call, tuple(spec.shape)
-
-
-def _checked(logits: Tensor, x: Tensor) -> Tensor:
-    if len(logits) != len(x) or logits.shape[1] < 2:
-        got = tuple(logits.shape)
-        raise ModelError(f"expected logits ({len(x)}, classes >= 2) for images {tuple(x.shape)}, got {got}")
-    return logits
-
-
-class _TensorFlow:
-    """A TensorFlow function from images (n, c, h, w) to logits, traced once for each size of image."""
-
-    access = Access.GRADIENT
-
-    def __init__(
-        self,
-        function: Call,
-        bounds: tuple[float, float],
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-    ) -> None:
-        self.function, self.bounds = function, bounds
-        self._mean, self._std = per_channel(mean), per_channel(std)
-        self._tf: Any = framework("tensorflow", "tensorflow")
-        self._on_gpu = bool(self._tf.config.list_physical_devices("GPU"))
-        self._traced: dict[tuple[int, ...], tuple[Any, Any]] = {}
-
-    def _logits(self, x: Any) -> Any:
-        """Traced: images (n, c, h, w) to logits (n, classes) float32."""
-        if self._mean is not None:
-            x = x - self._mean
-        if self._std is not None:
-            x = x / self._std
-        return self.function(x)
-
-    def _gradient(self, x: Any, cotangent: Any) -> Any:
-        """Traced: the vector-Jacobian product; a second forward pass costs less than a tape between two functions."""
-        with self._tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(x)
-            logits = self._logits(x)
-        return tape.gradient(logits, x, output_gradients=cotangent, unconnected_gradients="zero")
-
-    def _trace(self, size: tuple[int, ...]) -> tuple[Any, Any]:
-        """Logits and gradient of images of `size` (c, h, w), for any number of rows."""
-        if size not in self._traced:
-            tf = self._tf
-            images, cotangent = tf.TensorSpec((None, *size), tf.float32), tf.TensorSpec((None, None), tf.float32)
-            self._traced[size] = (
-                tf.function(self._logits, input_signature=[images], autograph=False),
-                tf.function(self._gradient, input_signature=[images, cotangent], autograph=False),
-            )
-        return self._traced[size]
-
-    def query(self, x: Tensor, access: Access) -> Prediction:
-        """Answer for images `x` (n, c, h, w)."""
-        with answering(x):
-            images, (forward, backward) = self._give(x), self._trace(tuple(x.shape[1:]))
-            logits = _checked(self._take(forward(images), x), x)
-        labels = logits.argmax(1)
-        if access < Access.GRADIENT:
-            return Prediction(labels, logits if access >= Access.SCORE else None)
-        return Prediction(labels, logits, partial(self._pull_back, x, images, backward))
-
-    def _pull_back(self, x: Tensor, images: Any, backward: Any, cotangent: Tensor, *, keep: bool = False) -> Tensor:
-        with answering(x):
-            return self._take(backward(images, self._give(cotangent)), x).to(x.dtype)
-
-    def _shares(self, x: Tensor) -> bool:
-        """Does `x` lie where TensorFlow computes?"""
-        return x.is_cuda == self._on_gpu
-
-    def _give(self, x: Tensor) -> Any:
-        if self._shares(x):
-            return self._tf.experimental.dlpack.from_dlpack(shareable(x).__dlpack__())
-        return self._tf.constant(x.detach().float().cpu().numpy())
-
-    def _take(self, array: Any, x: Tensor) -> Tensor:
-        """`array` as a tensor where `x` is."""
-        if self._shares(x):
-            return from_dlpack(self._tf.experimental.dlpack.to_dlpack(array))
-        return torch.from_numpy(np.array(array)).to(x.device)
 
 
 def adapt(source: object, **options: Any) -> KerasModel | None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from sparring.core.errors import ModelError, UsageError, unknown
 from sparring.core.model import Model
-from sparring.models.checkpoint import open_checkpoint
+from sparring.models.checkpoint import is_checkpoint, open_checkpoint
 from sparring.models.torch import TorchModel
 from sparring.models.wrap import wrap
 
@@ -60,11 +60,13 @@ def open_model(spec: str, device: str = "cpu", **options: Any) -> Named:
             f"expected a checkpoint, a .onnx or .keras file, a URL, file.py:function or package.module:function, "
             f"got {spec!r}; no such file"
         )
-    if path.suffix in (".onnx", ".keras", ".json") or (path / "saved_model.pb").exists():
+    foreign = path.suffix in (".onnx", ".keras", ".json") or (path / "saved_model.pb").exists()
+    if foreign and not is_checkpoint(path):
         return Named(spec, wrap(path, **options), _of_files(path), {})
     checkpoint = open_checkpoint(path)
-    model = TorchModel(checkpoint.net.to(device), **options)
-    return Named(str(checkpoint.path), model, digest(checkpoint.net), checkpoint.card)
+    net = checkpoint.net.to(device) if isinstance(checkpoint.net, nn.Module) else checkpoint.net
+    sha = _digest(net, checkpoint.card["weights_sha256"])
+    return Named(str(checkpoint.path), wrap(net, **options), sha, checkpoint.card)
 
 
 def _digest(made: object, spec: str) -> str:

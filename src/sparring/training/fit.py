@@ -22,12 +22,15 @@ from torch import Tensor, nn
 
 from sparring.core import noise
 from sparring.core.defense import Defense, Moment
-from sparring.core.errors import UsageError
+from sparring.core.errors import UsageError, unknown
 from sparring.core.files import write_atomic
+from sparring.core.model import Access, Model
 from sparring.core.plan import check_same
 from sparring.data.images import Dataset, Images
-from sparring.models.checkpoint import Checkpoint, open_checkpoint, store
+from sparring.models.checkpoint import SUFFIXES, Checkpoint, open_checkpoint, store
+from sparring.models.keras_nets import KerasModule, convert
 from sparring.models.nets import build
+from sparring.models.torch import TorchModel
 from sparring.training.augment import shift
 
 
@@ -42,6 +45,7 @@ class Settings:
     shift: int = 1  # pixels; images under 16 pixels are not moved
     seed: int = 0
     every: int = 100  # steps between two lines of the log
+    framework: str = "torch"  # that computes the net and its gradients: torch, or tensorflow by Keras
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -49,6 +53,8 @@ class Settings:
             raise UsageError(f"expected steps and batch size of at least 1, got {self.steps} and {self.batch_size}")
         if not self.rate > 0:
             raise UsageError(f"expected a rate above 0, got {self.rate}")
+        if self.framework not in SUFFIXES:
+            raise unknown("framework", self.framework, SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -73,15 +79,12 @@ class Score:
     confidence: Tensor  # (n,) of the label named
 
 
-def score(net: nn.Module, images: Images, device: str = "cpu") -> Score:
-    """Accuracy, summed cross-entropy and answers of `net` on `images`."""
-    mode = net.training
-    net.eval()
-    with torch.no_grad():
-        logits = torch.cat([net(x.to(device)).cpu() for x in torch.split(images.x, 2000)])
-    net.train(mode)
-    confidence, labels = logits.double().softmax(1).max(1)
-    loss = nn.functional.cross_entropy(logits.double(), images.y, reduction="sum").item()
+def score(model: Model, images: Images, device: str = "cpu") -> Score:
+    """Accuracy, summed cross-entropy and answers of `model` on `images`."""
+    parts = [model.query(x.to(device), Access.SCORE).logits for x in torch.split(images.x, 2000)]
+    logits = torch.cat([part.cpu().double() for part in parts if part is not None])
+    confidence, labels = logits.softmax(1).max(1)
+    loss = nn.functional.cross_entropy(logits, images.y, reduction="sum").item()
     return Score((labels == images.y).double().mean().item(), loss, labels, confidence)
 
 
@@ -107,18 +110,19 @@ def fit(
     on_step: Callable[[int], None] | None = None,
     on_line: Callable[[Line], None] | None = None,
 ) -> Checkpoint:
-    """Train on `data.train`, score on `data.test`, and store the result at `path` (.safetensors).
+    """Train on `data.train`, score on `data.test`, and store the result at `path`, whose ending the framework sets.
 
     A finished checkpoint of the same plan at `path` is returned as it is, an unfinished one is taken up;
     one of another plan is refused. `on_step` is told each step, `on_line` each line of the log.
     """
+    path = path.with_suffix(SUFFIXES[settings.framework])
     wanted, say = plan(settings, data, defense), on_line or (lambda line: None)
     if path.is_file() and path.with_suffix(".json").is_file():
         done = open_checkpoint(path)
         check_same(path, wanted, done.card["plan"])
         for entry in done.card["log"]:
             say(Line(**entry))
-        return replace(done, net=done.net.to(device))
+        return _moved(done, device)
     run = _Run(settings, data, defense, path, device, wanted)
     log = run.resume()
     for line in log:
@@ -129,15 +133,20 @@ def fit(
         if on_step:
             on_step(step + 1)
         if (step + 1) % settings.every == 0 or step + 1 == settings.steps:
-            result = score(run.net, data.test, device)
+            result = run.score()
             log.append(Line(step + 1, result.loss, result.accuracy))
             run.keep(step + 1, log, run.seconds + time.monotonic() - started)
             say(log[-1])
     seconds = run.seconds + time.monotonic() - started
-    card = run.card(log, seconds)
-    checkpoint = store(path, run.net.cpu().eval(), card)
+    net = run.net.finish() if isinstance(run.net, KerasModule) else run.net.eval()
+    checkpoint = store(path, net, run.card(log, seconds))
     run.partial.unlink(missing_ok=True)
-    return replace(checkpoint, net=checkpoint.net.to(device))
+    return _moved(checkpoint, device)
+
+
+def _moved(checkpoint: Checkpoint, device: str) -> Checkpoint:
+    net = checkpoint.net
+    return replace(checkpoint, net=net.to(device)) if isinstance(net, nn.Module) else checkpoint
 
 
 class _Run:
@@ -155,7 +164,11 @@ class _Run:
         train = data.train
         self.settings, self.data, self.defense, self.path = settings, data, defense, path
         self.wanted, self.device = wanted, device
-        self.net = build(settings.net, train.x.shape[1:], len(train.classes), settings.seed).to(device).train()
+        net = build(settings.net, train.x.shape[1:], len(train.classes), settings.seed)
+        if settings.framework == "torch":
+            self.net: nn.Module = net.to(device).train()
+        else:
+            self.net = KerasModule(convert(net, train.x.shape[1:]), train.x.shape[1:]).to(device).train()
         self.optimiser = torch.optim.Adam(self.net.parameters(), lr=settings.rate)
         self.partial = path.with_suffix(".partial")
         self.size = min(settings.batch_size, len(train))
@@ -186,6 +199,12 @@ class _Run:
         self.optimiser.zero_grad()
         self.defense.loss(self.net, x, y, Moment(progress, key)).backward()  # type: ignore[no-untyped-call]  # torch
         self.optimiser.step()
+
+    def score(self) -> Score:
+        """How the net does on the test images."""
+        result = score(TorchModel(self.net.eval()), self.data.test, self.device)
+        self.net.train()
+        return result
 
     def keep(self, step: int, log: list[Line], seconds: float) -> None:
         """Store all that the next step needs."""
@@ -224,6 +243,7 @@ class _Run:
         return {
             "schema": 1,
             "net": self.settings.net,
+            "framework": self.settings.framework,
             "shape": list(train.x.shape[1:]),
             "classes": len(train.classes),
             "parameters": sum(p.numel() for p in self.net.parameters()),
@@ -238,6 +258,7 @@ class _Run:
                 "sparring": version("sparring"),
                 "torch": torch.__version__,
                 "python": platform.python_version(),
+                **(self.net.versions if isinstance(self.net, KerasModule) else {}),
             },
             "log": [asdict(line) for line in log],
         }

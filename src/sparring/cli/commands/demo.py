@@ -16,6 +16,7 @@ def command(
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
+    framework: options.Framework = "torch",
     device: options.DeviceName = "auto",
     out: options.Out = None,
     json: options.Json = False,
@@ -26,9 +27,9 @@ def command(
     show, where = Show(json), options.device(device)
     dataset = _choose(show, data, data_dir)
     scale = Scale.fitting(dataset)
-    run = story.open_run(out, dataset, scale, seed, where, limit)
+    run = story.open_run(out, dataset, scale, seed, where, limit, framework)
     with show.progress():
-        stage = Stage(dataset, scale, run, seed, where, limit, show.say, show.tick)
+        stage = Stage(dataset, scale, run, seed, where, framework, limit, show.say, show.tick)
         figures, report = story.tell(stage)
     _tables(show, figures)
     show.say(f"report: {report}")

@@ -16,6 +16,7 @@ from sparring.core.errors import UsageError
 from sparring.core.threat import threat
 from sparring.data import Dataset, load
 from sparring.demo.train import figures_of, tiles
+from sparring.models.wrap import wrap
 from sparring.training.fit import Settings, fit, score
 
 _DEFAULT_ATTACK = "pgd:steps=7"
@@ -35,6 +36,7 @@ def command(
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
+    framework: options.Framework = "torch",
     device: options.DeviceName = "auto",
     out: options.Out = None,
     json: options.Json = False,
@@ -44,7 +46,8 @@ def command(
     defense = _defense(recipe, norm, eps, attack)
     dataset = load(data or "digits", data_dir, on_status=show.say)
     dataset = Dataset(dataset.name, dataset.train.take(limit), dataset.test)
-    settings = Settings(net, _steps(steps, epochs, len(dataset.train), batch_size), batch_size, rate, seed=seed)
+    length = _steps(steps, epochs, len(dataset.train), batch_size)
+    settings = Settings(net, length, batch_size, rate, seed=seed, framework=framework)
     plan = {
         "data": dataset.name,
         "rows": {"train": len(dataset.train), "test": len(dataset.test)},
@@ -57,13 +60,13 @@ def command(
             settings,
             dataset,
             defense,
-            run.path / f"{net}.safetensors",
+            run.path / net,
             device=where,
             on_step=lambda step: show.tick(f"training {net}", step, settings.steps),
             on_line=lambda line: show.say(str(line)),
         )
     card = checkpoint.card
-    answers = score(checkpoint.net, dataset.test, where)
+    answers = score(wrap(checkpoint.net), dataset.test, where)
     run.record("train", {net: figures_of(card)}, tiles(net, answers, dataset.test))
     run.write_result()
     show.say(f"accuracy {percent(card['accuracy'])}, checkpoint: {checkpoint.path}")
