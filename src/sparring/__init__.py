@@ -11,6 +11,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 from sparring.api import attack, train
 from sparring.auditing.audit import Audit, audit
+from sparring.comparison import Comparison, compare
 from sparring.core.errors import SparringError
 from sparring.core.judge import Judge
 from sparring.core.model import Access
@@ -27,6 +28,7 @@ __all__ = [
     "L2",
     "Access",
     "Audit",
+    "Comparison",
     "Judge",
     "Linf",
     "Outcome",
@@ -35,6 +37,7 @@ __all__ = [
     "Verdict",
     "attack",
     "audit",
+    "compare",
     "load",
     "open_checkpoint",
     "train",

@@ -28,10 +28,12 @@ from sparring.auditing.summary import row_ids, summarise, write_rows
 from sparring.auditing.victim import Victim, meet
 from sparring.core.errors import UsageError
 from sparring.core.model import Model
+from sparring.core.showing import percent, table
 from sparring.core.threat import Threat
 from sparring.core.verdict import Verdict
 from sparring.data.images import Dataset, Images
 from sparring.engine import width as widths
+from sparring.models.http import Remote
 from sparring.models.spec import digest
 from sparring.models.torch import TorchModel
 from sparring.models.wrap import wrap
@@ -72,6 +74,26 @@ class Audit:
     def complete(self) -> bool:
         """Was there time for everything?"""
         return bool(self.figures["complete"])
+
+    @property
+    def sentence(self) -> str:
+        """The interval in words."""
+        ends, people = self.figures["robust_accuracy"], self.figures["population"]
+        said = (
+            f"robust accuracy between {percent(ends['lower'])} (proved) and {percent(ends['upper'])} (not broken by "
+        )
+        said += "what was tried)"
+        if people is None:
+            return said
+        between = f"between {percent(people['lower'])} and {percent(people['upper'])}"
+        return f"{said}; for all such images, with {people['level']:.0%} confidence, {between}"
+
+    def _repr_html_(self) -> str:
+        rows = self.figures["rows"]
+        lines = [(name, count, percent(count / rows)) for name, count in self.counts.items()]
+        title = f"{rows} images, clean accuracy {percent(self.clean_accuracy)}"
+        warned = "".join(f" Warning: {warning}." for warning in self.warnings)
+        return table(title, ("verdict", "rows", "share"), lines, f"{self.sentence}.{warned}")
 
     def verdicts(self) -> dict[int, Verdict]:
         """The verdict of every row by id."""
@@ -183,7 +205,9 @@ def _images(data: Images | Dataset | tuple[Tensor, Tensor]) -> Images:
 
 
 def _digest(model: Model) -> str | None:
-    """Of the weights, where they can be seen; None is equal to None, so take care to resume with the same model."""
+    """Of the weights, where they can be seen, or the address; else None, which is equal to any other None."""
+    if isinstance(model, Remote):
+        return repr(model)
     if isinstance(model, TorchModel) and isinstance(model.net, nn.Module):
         return digest(model.net)
     return None

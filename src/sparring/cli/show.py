@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,9 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from sparring.core.showing import figure as figure
+from sparring.core.showing import percent as percent
 
 
 def error_console() -> Console:
@@ -96,16 +98,3 @@ class Show:
         for row in rows:
             table.add_row(*row)
         self.out.print(table)
-
-
-def percent(value: float | None, digits: int = 2) -> str:
-    """A share as a percentage, rounded down: 99.999 % is no 100 %."""
-    if value is None:
-        return "-"
-    scale = 10**digits
-    return f"{math.floor(value * 100 * scale + 1e-6) / scale:.{digits}f} %"
-
-
-def figure(value: float | None, digits: int = 3) -> str:
-    """A number, or a dash for none."""
-    return "-" if value is None else f"{value:,.{digits}f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from sparring.attacks.ddn import DDN
 from sparring.attacks.fgsm import FGSM
 from sparring.attacks.fooling import Fooling
 from sparring.attacks.pgd import PGD
+from sparring.comparison import Entry
 from sparring.core.attack import Attack
-from sparring.core.threat import L2, Linf, Threat, Unbounded
-from sparring.demo.stage import Stage, mean, rounded
+from sparring.core.threat import Linf, Threat, Unbounded
+from sparring.demo.stage import Stage
 from sparring.engine.outcome import Outcome
 
 NET = "conv"
@@ -45,19 +47,5 @@ def _entry(stage: Stage, name: str, attack: Attack, threat: Threat, aimed: bool 
 def entry(
     name: str, attack: Attack, threat: Threat, outcome: Outcome, x: torch.Tensor, seconds: float
 ) -> dict[str, Any]:
-    """What is said of one attack: success among rows that held untouched; means over those that fell."""
-    fell = outcome.found & ~outcome.clean
-    best, origin = outcome.best[fell], x[fell]
-    return {
-        "name": name,
-        "attack": repr(attack),
-        "threat": threat.describe(),
-        "success": rounded(outcome.success_rate),
-        "mean_linf": mean(Linf(1.0).distance(best, origin)),
-        "mean_l2": mean(L2(1.0).distance(best, origin)),
-        "confidence": mean(outcome.confidence[fell]),
-        "forward": int(outcome.forward.sum()),
-        "backward": int(outcome.backward.sum()),
-        "unconfirmed": int(outcome.moved.sum()),
-        "seconds": round(seconds, 3),
-    }
+    """What is said of one attack."""
+    return asdict(Entry.of(name, attack, threat, outcome, x, seconds))

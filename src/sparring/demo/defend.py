@@ -10,10 +10,11 @@ from sparring.attacks.apgd import APGD
 from sparring.attacks.pgd import PGD
 from sparring.auditing.intervals import clopper_pearson
 from sparring.core.model import Access
+from sparring.core.showing import rounded
 from sparring.core.threat import Linf
 from sparring.data.images import Images
 from sparring.defenses.madry import Madry
-from sparring.demo.stage import Stage, rounded
+from sparring.demo.stage import Stage
 from sparring.demo.train import train_one
 
 ATTACKS = (APGD(steps=50), APGD(steps=50, loss="dlr"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from sparring.attacks.fgsm import FGSM
+from sparring.core.showing import rounded
 from sparring.core.threat import Linf
-from sparring.demo.stage import Stage, rounded, to_bytes
+from sparring.demo.stage import Stage, to_bytes
 
 SHOWN = 6
 

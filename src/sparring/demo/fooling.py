@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.fooling import Fooling
+from sparring.core.showing import rounded
 from sparring.core.threat import Unbounded
 from sparring.data.images import Images
-from sparring.demo.stage import CERTAIN, Stage, rounded, to_bytes
+from sparring.demo.stage import CERTAIN, Stage, to_bytes
 
 
 def tell(stage: Stage) -> None:

@@ -13,6 +13,7 @@ from sparring.auditing.run import Run
 from sparring.core.attack import Attack
 from sparring.core.judge import Judge
 from sparring.core.model import Model
+from sparring.core.showing import rounded as rounded
 from sparring.core.threat import Threat
 from sparring.data.images import Dataset, Images
 from sparring.engine.loop import run
@@ -108,13 +109,3 @@ class Stage:
 def to_bytes(x: Tensor) -> Tensor:
     """Images in [0, 1] as uint8."""
     return (x * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-def rounded(value: float | None, digits: int = 6) -> float | None:
-    """A figure for JSON: NaN, which JSON lacks, becomes None."""
-    return None if value is None or value != value else round(value, digits)
-
-
-def mean(values: Tensor) -> float | None:
-    """The mean, or None of nothing."""
-    return rounded(values.double().mean().item()) if len(values) else None

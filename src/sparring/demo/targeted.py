@@ -10,9 +10,10 @@ from torch import Tensor
 from sparring.attacks.ddn import DDN
 from sparring.attacks.fooling import Fooling
 from sparring.core.attack import Attack
+from sparring.core.showing import mean, rounded
 from sparring.core.threat import Unbounded
 from sparring.data.images import Images
-from sparring.demo.stage import CERTAIN, Stage, mean, rounded, to_bytes
+from sparring.demo.stage import CERTAIN, Stage, to_bytes
 from sparring.engine.outcome import Outcome
 from sparring.training.fit import score
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from sparring.core.errors import DataError, UsageError
 from sparring.core.files import write_atomic
+from sparring.core.showing import percent, table
 from sparring.models.foreign import framework
 from sparring.models.nets import build
 
@@ -28,6 +29,17 @@ class Checkpoint:
     path: Path
     net: Any
     card: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        card = self.card
+        lines = [
+            ("accuracy", percent(card["accuracy"])),
+            ("trained on", f"{card['data']}, {card['steps']:,} steps, seed {card['seed']}"),
+            ("recipe", card["plan"]["recipe"]["options"]),
+            ("weights", f"{card['parameters']:,}, computed by {card['framework']}"),
+            ("file", self.path),
+        ]
+        return table(f"{card['net']}, images {tuple(card['shape'])}", ("", ""), lines)
 
 
 def store(path: Path, net: Any, card: dict[str, Any]) -> Checkpoint:
