@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparring.core.model import Access, Model
 
@@ -52,3 +53,35 @@ def shows_no_more() -> Callable[..., None]:
         assert not x.requires_grad
 
     return check
+
+
+@pytest.fixture(scope="session")
+def mirror() -> Callable[..., Any]:
+    """Makes a function of JAX arrays of a torch network."""
+    jax = pytest.importorskip("jax")
+
+    def convert(net: nn.Sequential, channels_last: bool = False) -> Callable[..., Any]:
+        """The torch network `net` as a function of JAX arrays."""
+
+        def call(x: Any) -> Any:
+            for layer in net:
+                if isinstance(layer, nn.Flatten):
+                    if channels_last and x.ndim == 4:
+                        x = x.transpose(0, 3, 1, 2)
+                    x = x.reshape(len(x), -1)
+                elif isinstance(layer, nn.Linear):
+                    x = x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+                elif isinstance(layer, nn.ReLU):
+                    x = jax.nn.relu(x)
+                else:
+                    form = ("NHWC", "OIHW", "NHWC") if channels_last else ("NCHW", "OIHW", "NCHW")
+                    kernel, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+                    x = jax.lax.conv_general_dilated(
+                        x, kernel, layer.stride, [(p, p) for p in layer.padding], dimension_numbers=form
+                    )
+                    x = x + (bias if channels_last else bias[:, None, None])
+            return x
+
+        return call
+
+    return convert

@@ -9,7 +9,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from sparring.attacks.pgd import PGD
 from sparring.core.errors import ModelError, UsageError
@@ -32,44 +31,19 @@ def images(rows=4, channels=1, size=8, seed=0):
     return torch.rand(rows, channels, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def mirror(net, channels_last=False):
-    """The torch network `net` as a function of JAX arrays."""
-
-    def call(x):
-        for layer in net:
-            if isinstance(layer, nn.Flatten):
-                if channels_last and x.ndim == 4:
-                    x = x.transpose(0, 3, 1, 2)
-                x = x.reshape(len(x), -1)
-            elif isinstance(layer, nn.Linear):
-                x = x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
-            elif isinstance(layer, nn.ReLU):
-                x = jax.nn.relu(x)
-            else:
-                form = ("NHWC", "OIHW", "NHWC") if channels_last else ("NCHW", "OIHW", "NCHW")
-                kernel, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
-                x = jax.lax.conv_general_dilated(
-                    x, kernel, layer.stride, [(p, p) for p in layer.padding], dimension_numbers=form
-                )
-                x = x + (bias if channels_last else bias[:, None, None])
-        return x
-
-    return call
-
-
 @pytest.mark.parametrize("rows", [1, 7, 64])
 @pytest.mark.parametrize(("name", "channels", "size"), [("dense", 1, 8), ("conv", 1, 28), ("conv", 3, 8)])
-def test_logits_and_gradients_are_those_of_torch(name, channels, size, rows, agree):
+def test_logits_and_gradients_are_those_of_torch(name, channels, size, rows, agree, mirror):
     net = nets.build(name, (channels, size, size), 10)
     agree(JaxModel(mirror(net)), TorchModel(net), images(rows, channels, size))
 
 
-def test_channels_last(agree):
+def test_channels_last(agree, mirror):
     net = nets.build("conv", (3, 8, 8), 10)
     agree(JaxModel(mirror(net, channels_last=True), channels_last=True), TorchModel(net), images(5, 3))
 
 
-def test_mean_and_std_are_part_of_the_model(agree):
+def test_mean_and_std_are_part_of_the_model(agree, mirror):
     net = nets.build("conv", (3, 8, 8), 10)
     options = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7), "bounds": (0.0, 2.0)}
     ours = JaxModel(mirror(net), **options)
@@ -77,19 +51,19 @@ def test_mean_and_std_are_part_of_the_model(agree):
     assert ours.bounds == (0.0, 2.0)
 
 
-def test_rows_of_a_larger_tensor_and_other_strides(agree):
+def test_rows_of_a_larger_tensor_and_other_strides(agree, mirror):
     net = nets.build("dense", (1, 9, 7), 10)
     x = torch.rand(9, 1, 9, 7, generator=torch.Generator().manual_seed(0))
     agree(JaxModel(mirror(net)), TorchModel(net), x[3:8])
     agree(JaxModel(mirror(net)), TorchModel(net), x.transpose(2, 3).contiguous().transpose(2, 3))
 
 
-def test_access_shows_no_more_than_it_says(shows_no_more):
+def test_access_shows_no_more_than_it_says(shows_no_more, mirror):
     shows_no_more(JaxModel(mirror(nets.build("dense", (1, 8, 8), 10))), images())
 
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.8)])
-def test_an_attack_finds_what_it_finds_in_torch(net, digits, threat):
+def test_an_attack_finds_what_it_finds_in_torch(net, digits, threat, mirror):
     x, y = digits[0][1400:1700], digits[1][1400:1700]
     ours, theirs = (
         run(model, PGD(steps=10), threat, x, y, restarts=2, seed=3, width=64)
@@ -101,7 +75,7 @@ def test_an_attack_finds_what_it_finds_in_torch(net, digits, threat):
     assert not ours.failed.any()
 
 
-def test_probabilities_become_logits():
+def test_probabilities_become_logits(mirror):
     net = nets.build("dense", (1, 8, 8), 10)
     call = mirror(net)
     soft = JaxModel(lambda x: jax.nn.softmax(call(x)), probabilities=True).query(images(), Access.SCORE)

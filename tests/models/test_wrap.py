@@ -74,6 +74,11 @@ def test_an_endpoint_is_described_by_a_mapping_or_its_file(tmp_path):
             assert model.endpoint.output == "scores"
     with open_model("http://localhost:1/v2/models/m", max_queries=5).model as model:
         assert isinstance(model, ServedModel)
+    named = open_model("http://localhost:1/v2/models/m:predict?key=secret")
+    with named.model as model:
+        assert isinstance(model, ServedModel)
+    assert named.name == "http://localhost:1/v2/models/m:predict"
+    assert "secret" not in named.digest
 
 
 def test_a_function_may_return_a_model_of_any_kind(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparring.auditing import curve, gallery, masking
 from sparring.auditing.cascade import Profile
@@ -33,9 +33,7 @@ from sparring.core.threat import Threat
 from sparring.core.verdict import Verdict
 from sparring.data.images import Dataset, Images
 from sparring.engine import width as widths
-from sparring.models.http import Remote
-from sparring.models.spec import digest
-from sparring.models.torch import TorchModel
+from sparring.models.spec import digest_of
 from sparring.models.wrap import wrap
 
 CHECKED = 64  # rows that the checklist looks at
@@ -79,10 +77,8 @@ class Audit:
     def sentence(self) -> str:
         """The interval in words."""
         ends, people = self.figures["robust_accuracy"], self.figures["population"]
-        said = (
-            f"robust accuracy between {percent(ends['lower'])} (proved) and {percent(ends['upper'])} (not broken by "
-        )
-        said += "what was tried)"
+        proved, unbroken = percent(ends["lower"]), percent(ends["upper"])
+        said = f"robust accuracy between {proved} (proved) and {unbroken} (not broken by what was tried)"
         if people is None:
             return said
         between = f"between {percent(people['lower'])} and {percent(people['upper'])}"
@@ -157,7 +153,7 @@ def audit(
             device,
             (lambda: False) if deadline is None else (lambda: time.monotonic() > deadline),
         )
-        about = {"model": name or type(queried).__name__, "model_digest": _digest(queried)}
+        about = {"model": name or type(queried).__name__, "model_digest": digest_of(queried)}
         run = Run.create(folder, "audit", about | _asked(setting, victim, plan, images))
         search = Search(setting, plan, images, run, tell)
         finished = search.work()
@@ -202,15 +198,6 @@ def _images(data: Images | Dataset | tuple[Tensor, Tensor]) -> Images:
     x, y = data
     classes = tuple(str(label) for label in range(max(2, int(y.max()) + 1 if len(y) else 2)))
     return Images("images", x.detach(), y, torch.arange(len(x)), classes)
-
-
-def _digest(model: Model) -> str | None:
-    """Of the weights, where they can be seen, or the address; else None, which is equal to any other None."""
-    if isinstance(model, Remote):
-        return repr(model)
-    if isinstance(model, TorchModel) and isinstance(model.net, nn.Module):
-        return digest(model.net)
-    return None
 
 
 def _afterwards(search: Search, model: Model, victim: Victim, finished: bool) -> None:

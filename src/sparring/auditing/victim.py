@@ -72,7 +72,9 @@ def meet(model: Model, images: Images, threat: Threat, device: str) -> Victim:
         preflight.check_model(model, sample)  # says so
     logits = answer.prediction.logits
     if logits is None:
-        raise AttackError("an audit needs at least scores, and the model gives labels only; give it logits")
+        raise AttackError(
+            "an audit needs at least scores, and the model gives labels only; let it give logits or probabilities"
+        )
     preflight.check_labels(images.y, len(images.x), classes=logits.shape[1])
     said = logits[fine]
     simplex = bool((said > -1e-5).all()) and bool(((said.double().sum(1) - 1).abs() < 1e-5).all())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -47,15 +46,21 @@ def device(name: str) -> str:
 
 
 def victim(spec: str, device: str, max_queries: int | None) -> Named:
-    """The model that `spec` means; a served one is known by its address, without a query that may hold a key."""
+    """The model that `spec` means."""
     found = open_model(spec, device)
-    if isinstance(found.model, Remote):
-        if max_queries is not None:
-            found.model.allow(max_queries)
-        return replace(found, name=found.name.partition("?")[0], digest=repr(found.model))
     if max_queries is not None:
-        raise UsageError(f"expected a served model for --max-queries, got {spec}, which runs here; leave it out")
+        if not isinstance(found.model, Remote):
+            raise UsageError(f"expected a served model for --max-queries, got {spec}, which runs here; leave it out")
+        found.model.allow(max_queries)
     return found
+
+
+def dataset(data: str | None, victim: Named) -> str:
+    """What --data names, or else the data set that the model was trained on."""
+    spec: str | None = data or victim.card.get("data")
+    if spec is None:
+        raise UsageError("expected --data: this model's card names no data set")
+    return spec
 
 
 def queries(victim: Named) -> int | None:

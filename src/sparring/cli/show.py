@@ -24,9 +24,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from sparring.core.showing import figure as figure
-from sparring.core.showing import percent as percent
-
 
 def error_console() -> Console:
     """Standard error."""

@@ -151,3 +151,8 @@ def _labels(raw: Raw) -> Tensor:
     if labels.min() < 0:
         raise DataError(f"{source}: expected labels from 0, got {int(labels.min())}")
     return labels
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """Images in [0, 1] as uint8."""
+    return (x * 255).round().clamp(0, 255).to(torch.uint8)

@@ -6,8 +6,6 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from sparring.attacks.apgd import APGD
 from sparring.attacks.ddn import DDN
 from sparring.attacks.fgsm import FGSM
@@ -17,7 +15,6 @@ from sparring.comparison import Entry
 from sparring.core.attack import Attack
 from sparring.core.threat import Linf, Threat, Unbounded
 from sparring.demo.stage import Stage
-from sparring.engine.outcome import Outcome
 
 NET = "conv"
 
@@ -41,11 +38,4 @@ def _entry(stage: Stage, name: str, attack: Attack, threat: Threat, aimed: bool 
     target = (rows.y + 1) % len(rows.classes) if aimed else None
     begin = time.perf_counter()
     outcome = stage.attack(NET, attack, threat, rows, target)
-    return entry(name, attack, threat, outcome, rows.x.to(stage.device), time.perf_counter() - begin)
-
-
-def entry(
-    name: str, attack: Attack, threat: Threat, outcome: Outcome, x: torch.Tensor, seconds: float
-) -> dict[str, Any]:
-    """What is said of one attack."""
-    return asdict(Entry.of(name, attack, threat, outcome, x, seconds))
+    return asdict(Entry.of(name, attack, threat, outcome, rows.x, time.perf_counter() - begin))

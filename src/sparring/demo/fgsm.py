@@ -7,7 +7,8 @@ import torch
 from sparring.attacks.fgsm import FGSM
 from sparring.core.showing import rounded
 from sparring.core.threat import Linf
-from sparring.demo.stage import Stage, to_bytes
+from sparring.data.images import to_bytes
+from sparring.demo.stage import Stage
 
 SHOWN = 6
 

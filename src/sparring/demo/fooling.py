@@ -10,8 +10,8 @@ from torch import Tensor
 from sparring.attacks.fooling import Fooling
 from sparring.core.showing import rounded
 from sparring.core.threat import Unbounded
-from sparring.data.images import Images
-from sparring.demo.stage import CERTAIN, Stage, to_bytes
+from sparring.data.images import Images, to_bytes
+from sparring.demo.stage import CERTAIN, Stage
 
 
 def tell(stage: Stage) -> None:

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sparring.auditing.run import Run
 from sparring.core.attack import Attack
 from sparring.core.judge import Judge
 from sparring.core.model import Model
-from sparring.core.showing import rounded as rounded
 from sparring.core.threat import Threat
 from sparring.data.images import Dataset, Images
 from sparring.engine.loop import run
@@ -104,8 +102,3 @@ class Stage:
         """Keep a chapter's figures and pictures."""
         self.run.record(section, figures, tensors)
         self.figures[section] = figures
-
-
-def to_bytes(x: Tensor) -> Tensor:
-    """Images in [0, 1] as uint8."""
-    return (x * 255).round().clamp(0, 255).to(torch.uint8)

@@ -12,8 +12,8 @@ from sparring.attacks.fooling import Fooling
 from sparring.core.attack import Attack
 from sparring.core.showing import mean, rounded
 from sparring.core.threat import Unbounded
-from sparring.data.images import Images
-from sparring.demo.stage import CERTAIN, Stage, to_bytes
+from sparring.data.images import Images, to_bytes
+from sparring.demo.stage import CERTAIN, Stage
 from sparring.engine.outcome import Outcome
 from sparring.training.fit import score
 

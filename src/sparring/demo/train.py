@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from sparring.core.defense import Defense
-from sparring.data.images import Images
+from sparring.data.images import Images, to_bytes
 from sparring.defenses.standard import Standard
-from sparring.demo.stage import Stage, to_bytes
+from sparring.demo.stage import Stage
 from sparring.models.checkpoint import Checkpoint
 from sparring.training.fit import Score, Settings, fit, score
 

@@ -1,8 +1,9 @@
 """Models behind a server: the Open Inference Protocol (version 2, REST), or a plain JSON endpoint.
 
 Protocol: https://github.com/kserve/open-inference-protocol (KServe, Triton, MLServer, OpenVINO). What a server
-refuses about one image (400, 422, NaN) is that image's own and a `ModelError`. Whatever else fails, and still
-does after the retries, ends the run with a `ServerError`, so that no image is blamed for it.
+refuses about one image (400, 422, NaN) is that image's own and a `ModelError`, and so is a 5xx that lasts while
+it answers another image. Whatever else fails, and still does after the retries, ends the run with a
+`ServerError`, so that no image is blamed for it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +25,16 @@ from torch import Tensor
 
 from sparring.core.errors import ModelError, UsageError, unknown
 from sparring.core.model import Access, Prediction
-from sparring.models.line import HaltedError, Limits, Line, OutOfQueriesError, RefusedError, Reply, ServerError
+from sparring.models.line import (
+    FailingError,
+    HaltedError,
+    Limits,
+    Line,
+    OutOfQueriesError,
+    RefusedError,
+    Reply,
+    ServerError,
+)
 
 __all__ = ["JsonModel", "OutOfQueriesError", "ServedModel", "ServerError"]
 
@@ -70,6 +80,10 @@ class Remote(ABC):
     def queries(self) -> int:
         """Rows sent so far, retries included."""
         return self._line.sent
+
+    def allow(self, queries: int) -> None:
+        """Send at most so many rows in all, whatever `max_queries` said before."""
+        self._line.limits = replace(self._line.limits, max_queries=queries)
 
     def close(self) -> None:
         """Close the sockets."""
@@ -123,11 +137,8 @@ class Remote(ABC):
     def _ask_all(self, rows: Tensor) -> list[Row]:
         """What came for each row; `ServerError` if none was answered, and neither is one that was before."""
         answers = self._spread(rows)
-        at = next((number for number, answer in enumerate(answers) if not isinstance(answer, str)), None)
-        if at is not None:
-            self._fine = rows[at : at + 1].clone()
-        elif self._fine is not None and isinstance(again := self._ask(self._fine, threading.Event())[0], str):
-            raise ServerError(f"{again}; it answered this image before: see to the server, then run it again")
+        if self._fine is not None and all(isinstance(answer, str) for answer in answers):
+            self._vouch(self._fine, threading.Event())
         return answers
 
     def _spread(self, rows: Tensor) -> list[Row]:
@@ -138,12 +149,8 @@ class Remote(ABC):
         with ThreadPoolExecutor(min(len(pieces), self._line.limits.concurrency)) as pool:
             futures = [pool.submit(self._ask, piece, halt) for piece in pieces]
             try:
-                _, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-            except BaseException:
-                halt.set()
-                pool.shutdown(cancel_futures=True)
-                raise
-            if waiting:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:  # one failure, or an interrupt, ends the others
                 halt.set()
                 pool.shutdown(cancel_futures=True)
         errors = [future.exception() for future in futures if not future.cancelled()]
@@ -152,16 +159,38 @@ class Remote(ABC):
                 raise error
         return [answer for future in futures for answer in future.result()]
 
-    def _ask(self, rows: Tensor, halt: threading.Event) -> list[Row]:
-        """Ask in one request; where the server refuses it, in two, until who is refused stands alone."""
-        path, body = self._request(self._prepared(rows))
+    def _ask(self, rows: Tensor, halt: threading.Event, *, doubted: bool = False) -> list[Row]:
+        """Ask in one request; where the server refuses it or fails, in two, until the culprits stand alone.
+
+        Parts of what failed are `doubted`: retries are for a row alone, before it is blamed.
+        """
         try:
-            reply = self._line.exchange("POST", path, body, len(rows), halt)
+            return self._send(rows, halt, doubted=doubted and len(rows) > 1)
         except RefusedError as error:
-            if len(rows) == 1:
-                return [str(error)]
-            half = len(rows) // 2
-            return self._ask(rows[:half], halt) + self._ask(rows[half:], halt)
+            why = str(error)
+        except FailingError as error:
+            grey = torch.full_like(rows[:1], sum(self.bounds) / 2)
+            self._vouch(grey if self._fine is None else self._fine, halt)
+            why = f"{error}, while it answers another image"
+        if len(rows) == 1:
+            return [why]
+        half = len(rows) // 2
+        return self._ask(rows[:half], halt, doubted=True) + self._ask(rows[half:], halt, doubted=True)
+
+    def _vouch(self, row: Tensor, halt: threading.Event) -> None:
+        """`ServerError` unless the server answers `row` (1, c, h, w): what fails then is not the images' own."""
+        try:
+            (answer,) = self._send(row, halt)
+        except (RefusedError, FailingError) as error:
+            answer = str(error)
+        if isinstance(answer, str):
+            known = "it fails at a plain grey image" if self._fine is None else "it answered this image before"
+            raise ServerError(f"{answer}; {known}: see to the server, then run it again")
+
+    def _send(self, rows: Tensor, halt: threading.Event, *, doubted: bool = False) -> list[Row]:
+        """The answers to one request."""
+        path, body = self._request(self._prepared(rows))
+        reply = self._line.exchange("POST", path, body, len(rows), halt, doubted=doubted)
         try:
             numbers = np.asarray(self._answers(reply.data, len(rows)), dtype=np.float64)
         except (ValueError, LookupError, TypeError) as error:
@@ -170,6 +199,8 @@ class Remote(ABC):
             self._check(numbers, len(rows), reply)
         numbers = numbers.reshape(len(rows), -1)
         fine = [bool(np.isfinite(row).all()) for row in numbers]
+        if any(fine):
+            self._fine = rows[fine.index(True)][None].clone()
         return [
             numbers[at] if fine[at] else f"{reply.quote}: expected finite {self._kind}, got NaN or infinity"
             for at in range(len(rows))

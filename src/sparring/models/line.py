@@ -46,16 +46,20 @@ class RefusedError(Exception):
     """The server will not have these rows."""
 
 
+class FailingError(Exception):
+    """The server keeps failing (5xx) at these rows: it may be theirs, or its own."""
+
+
 class HaltedError(Exception):
     """Another request of the same query has failed for good."""
 
 
 class _PassingError(Exception):
-    """A failure that may pass; `pause` is what the server asks for, in seconds."""
+    """A failure that may pass; `pause` is what the server asks for, in seconds; `status` 0 if none came."""
 
-    def __init__(self, why: str, pause: float = 0.0) -> None:
+    def __init__(self, why: str, pause: float = 0.0, status: int = 0) -> None:
         super().__init__(why)
-        self.pause = pause
+        self.pause, self.status = pause, status
 
 
 @dataclass(frozen=True)
@@ -123,29 +127,37 @@ class Line:
         if most is not None and self.sent + rows > most:
             raise OutOfQueriesError(
                 f"expected to send at most {most} rows to {self.shown}, got {rows} to send after {self.sent}; raise "
-                f"max_queries, and the same command goes on from what is stored"
+                f"max_queries (--max-queries); an audit goes on from what is stored"
             )
 
-    def exchange(self, method: str, path: str, body: Any, rows: int, halt: threading.Event) -> Reply:
-        """The answer to one request that sends so many rows; `halt` ends the waiting."""
+    def exchange(
+        self, method: str, path: str, body: Any, rows: int, halt: threading.Event, *, doubted: bool = False
+    ) -> Reply:
+        """The answer to one request that sends so many rows; `halt` ends the waiting.
+
+        `FailingError` if it ends with a 5xx, for rows that are `doubted` at once.
+        """
         content = None if body is None else json.dumps(body).encode()
-        failure = ""
         for attempt in range(self.limits.retries + 1):
             self._await_turn(halt)
             try:
                 return self._once(method, path, content, rows)
             except _PassingError as error:
-                failure = str(error)
+                failure, status = f"{error}; tried {attempt + 1} times", error.status
                 if error.pause > PATIENCE:
                     raise ServerError(
-                        f"{failure}; it wants a pause of {error.pause:.0f} s: run it again then"
+                        f"{error}; it wants a pause of {error.pause:.0f} s: run it again then"
                     ) from None
+                if doubted and status >= 500 and not error.pause:
+                    break
                 delay = min(SLOWEST, self.limits.backoff * 2**attempt) * self._jitter.uniform(1.0, 1.5)
                 if error.pause:
                     self._hold(error.pause)
                 if attempt < self.limits.retries:
                     halt.wait(max(delay, error.pause))
-        raise ServerError(f"{failure}; tried {self.limits.retries + 1} times: see to the server, then run it again")
+        if rows and status >= 500:
+            raise FailingError(failure)
+        raise ServerError(f"{failure}: see to the server, then run it again")
 
     def _await_turn(self, halt: threading.Event) -> None:
         while not halt.is_set():
@@ -202,7 +214,7 @@ class Line:
                     raise _PassingError(f"{quote}: expected JSON, got a part of it") from None
                 raise ServerError(f"{quote}: expected JSON; check the URL") from None
         if status in PASSING:
-            raise _PassingError(quote, _pause(headers.get("retry-after", "")))
+            raise _PassingError(quote, _pause(headers.get("retry-after", "")), status)
         if status in REFUSED and rows:
             raise RefusedError(quote)
         raise ServerError(f"{quote}; {ADVICE.get(status, 'see to the server, then run it again')}")

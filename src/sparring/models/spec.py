@@ -17,6 +17,7 @@ from torch import nn
 from sparring.core.errors import ModelError, UsageError, unknown
 from sparring.core.model import Model
 from sparring.models.checkpoint import is_checkpoint, open_checkpoint
+from sparring.models.http import Remote
 from sparring.models.torch import TorchModel
 from sparring.models.wrap import wrap
 
@@ -40,6 +41,13 @@ def digest(net: nn.Module) -> str:
     return sha.hexdigest()
 
 
+def digest_of(model: Model) -> str | None:
+    """What tells this model from others: its weights where they can be seen, the address of a served one."""
+    if isinstance(model, Remote):
+        return repr(model)
+    return digest(model.net) if isinstance(model, TorchModel) and isinstance(model.net, nn.Module) else None
+
+
 def open_model(spec: str, device: str = "cpu", **options: Any) -> Named:
     """The model that `spec` means.
 
@@ -47,13 +55,15 @@ def open_model(spec: str, device: str = "cpu", **options: Any) -> Named:
     URL of a v2 server, or `file.py:function` or `package.module:function`, which returns a model of any kind.
     `options` go to the adapter.
     """
+    if spec.startswith(("http://", "https://")):  # what follows ? may hold a key
+        model = wrap(spec, **options)
+        return Named(spec.partition("?")[0], model, repr(model), {})
     source, colon, function = spec.rpartition(":")
     if colon and function.isidentifier():
         made = _call(spec, source, function)
         net = made.to(device) if isinstance(made, nn.Module) else made
-        return Named(spec, wrap(net, **options), _digest(made, spec), {})
-    if spec.startswith(("http://", "https://")):
-        return Named(spec, wrap(spec, **options), hashlib.sha256(spec.encode()).hexdigest(), {})
+        model = wrap(net, **options)
+        return Named(spec, model, digest_of(model) or hashlib.sha256(spec.encode()).hexdigest(), {})
     path = Path(spec)
     if not path.exists():
         raise UsageError(
@@ -65,14 +75,9 @@ def open_model(spec: str, device: str = "cpu", **options: Any) -> Named:
         return Named(spec, wrap(path, **options), _of_files(path), {})
     checkpoint = open_checkpoint(path)
     net = checkpoint.net.to(device) if isinstance(checkpoint.net, nn.Module) else checkpoint.net
-    sha = _digest(net, checkpoint.card["weights_sha256"])
-    return Named(str(checkpoint.path), wrap(net, **options), sha, checkpoint.card)
-
-
-def _digest(made: object, spec: str) -> str:
-    if isinstance(made, TorchModel):
-        made = made.net
-    return digest(made) if isinstance(made, nn.Module) else hashlib.sha256(spec.encode()).hexdigest()
+    model = wrap(net, **options)
+    sha = digest_of(model) or checkpoint.card["weights_sha256"]
+    return Named(str(checkpoint.path), model, sha, checkpoint.card)
 
 
 def _of_files(path: Path) -> str:

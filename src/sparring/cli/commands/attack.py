@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -13,17 +11,15 @@ from sparring import catalog
 from sparring.auditing.plan import common
 from sparring.auditing.run import Run
 from sparring.cli import options
-from sparring.cli.show import Show, figure, percent
+from sparring.cli.show import Show
+from sparring.comparison import Comparison, compare
 from sparring.core.attack import Attack
 from sparring.core.errors import UsageError
-from sparring.core.judge import Judge
+from sparring.core.showing import figure, percent, rounded
 from sparring.core.threat import Threat, Unbounded, threat
 from sparring.data import Images, load
-from sparring.demo.compare import entry
-from sparring.demo.stage import rounded, to_bytes
-from sparring.engine.loop import run as run_attack
-from sparring.engine.outcome import Outcome
-from sparring.models.spec import Named, open_model
+from sparring.data.images import to_bytes
+from sparring.models.spec import Named
 from sparring.reporting import write_report
 
 SHOWN = 12
@@ -42,6 +38,7 @@ def command(
     restarts: Annotated[int, typer.Option("--restarts", min=1)] = 1,
     eight_bit: Annotated[bool, typer.Option("--eight-bit", help="Judge images as 8-bit files hold them.")] = False,
     width: options.Width = None,
+    max_queries: options.MaxQueries = None,
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
@@ -51,47 +48,32 @@ def command(
 ) -> None:
     """Attack MODEL on the test images of --data; every image found is stored and judged again."""
     show, where = Show(json), options.device(device)
-    chosen: dict[str, Attack] = {text: catalog.attack(text) for text in attack}
+    chosen = {text: catalog.attack(text) for text in attack}
     limits = _threat(norm, eps, list(chosen.values()))
-    victim = open_model(model, where)
-    images = load(_data(data, victim), data_dir, on_status=show.say).test.take(limit)
+    victim = options.victim(model, where, max_queries)
+    images = load(options.dataset(data, victim), data_dir, on_status=show.say).test.take(limit)
     goal = _goal(target, images, any(a.needs_target for a in chosen.values()))
     settings: dict[str, Any] = {
         "attacks": {text: repr(a) for text, a in chosen.items()},
         "threat": limits.describe(),
         "target": target,
     }
-    settings |= {"confidence": confidence, "restarts": restarts, "eight_bit": eight_bit, "width": width}
-    run = Run.create(out, "attack", _plan(victim, images, settings, seed, where))
-    call = partial(
-        run_attack,
-        victim.model,
-        threat=limits,
-        x=images.x.to(where),
-        y=images.y.to(where),
-        sample=images.ids.to(where),
-        targets=None if goal is None else goal.to(where)[:, None],
-        restarts=restarts,
-        seed=seed,
-        judge=Judge(confidence),
-        eight_bit=eight_bit,
-        width=width,
-    )
-    entries, outcomes = [], []
-    with show.progress():
-        for text, method in chosen.items():
-            begin = time.perf_counter()
-            outcomes.append(call(method, on_progress=partial(show.tick, text)))
-            seconds = time.perf_counter() - begin
-            entries.append(entry(text, method, limits, outcomes[-1], images.x.to(where), seconds))
-    _finish(show, run, victim, images, limits, goal is not None, entries, outcomes)
-
-
-def _data(data: str | None, victim: Named) -> str:
-    spec: str | None = data or victim.card.get("data")
-    if spec is None:
-        raise UsageError("expected --data: this model's card names no data set")
-    return spec
+    how = {"confidence": confidence, "restarts": restarts, "eight_bit": eight_bit, "width": width}
+    run = Run.create(out, "attack", _plan(victim, images, settings | how, seed, where))
+    with options.counted(show, victim, run.path), show.progress():
+        found = compare(
+            victim.model,
+            images.x.to(where),
+            images.y.to(where),
+            list(chosen),
+            limits,
+            sample=images.ids.to(where),
+            target=None if goal is None else goal.to(where),
+            seed=seed,
+            tell=show.tick,
+            **how,
+        )
+    _finish(show, run, victim, images, found, goal is not None)
 
 
 def _threat(norm: str | None, eps: float | None, attacks: list[Attack]) -> Threat:
@@ -123,28 +105,19 @@ def _plan(victim: Named, images: Images, settings: dict[str, Any], seed: int, wh
     }
 
 
-def _finish(
-    show: Show,
-    run: Run,
-    victim: Named,
-    images: Images,
-    limits: Threat,
-    targeted: bool,
-    entries: list[dict[str, Any]],
-    outcomes: list[Outcome],
-) -> None:
-    found = torch.stack([outcome.found for outcome in outcomes]).any(0).cpu()
+def _finish(show: Show, run: Run, victim: Named, images: Images, found: Comparison, targeted: bool) -> None:
+    entries, outcomes = found.entries, found.outcomes
     figures: dict[str, Any] = {
         "rows": len(images),
         "model": victim.name,
         "data": images.name,
-        "threat": limits.describe(),
+        "threat": entries[0].threat,
         "clean_accuracy": rounded((outcomes[0].clean_label.cpu() == images.y).double().mean().item()),
         "targeted": targeted,
-        "worst_case_accuracy": None if targeted else rounded(1 - found.double().mean().item()),
-        "attacks": entries,
+        "worst_case_accuracy": None if targeted else rounded(found.robust_accuracy),
+        "attacks": found.figures(),
     }
-    best = outcomes[max(range(len(entries)), key=lambda i: entries[i]["success"] or 0.0)]
+    best = outcomes[max(range(len(entries)), key=lambda i: entries[i].success or 0.0)]
     fell = (best.found & ~best.clean).cpu().nonzero().squeeze(1)[:SHOWN]
     figures["rule"] = "the first test images that fell to the strongest attack here"
     figures["shown"] = [
@@ -169,13 +142,16 @@ def _finish(
     run.write_result()
     report = write_report(run)
     _table(show, figures)
-    unconfirmed = sum(e["unconfirmed"] for e in entries)
+    unconfirmed = sum(entry.unconfirmed for entry in entries)
     if unconfirmed:
         show.say(f"not counted: {unconfirmed} images that fooled the model once and, judged again, did not: rounding")
+    for entry in entries:
+        if entry.failed:
+            show.say(f"{entry.name}: {entry.failed} rows that the model could not answer for count as neither")
     if not targeted:
         show.say(f"accuracy under the worst of them, an upper bound: {percent(figures['worst_case_accuracy'])}")
     show.say(f"report: {report}")
-    show.result(figures | {"report": str(report), "run": str(run.path)})
+    show.result(figures | {"report": str(report), "run": str(run.path), "queries": options.queries(victim)})
 
 
 def _table(show: Show, figures: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +16,11 @@ from sparring.auditing.audit import audit as run_audit
 from sparring.auditing.gate import check_bar, check_baseline, check_finished
 from sparring.auditing.run import Run
 from sparring.cli import options
-from sparring.cli.show import Show, percent
-from sparring.core.errors import UsageError
+from sparring.cli.show import Show
+from sparring.core.errors import IncompleteError, UsageError
+from sparring.core.showing import percent
 from sparring.core.threat import threat
 from sparring.data import load
-from sparring.models.spec import Named, open_model
 from sparring.reporting import write_report
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -42,6 +44,7 @@ def command(
         float, typer.Option("--max-drop", help="Exit 1 if it lies this much below the baseline's.")
     ] = 0.0,
     width: options.Width = None,
+    max_queries: options.MaxQueries = None,
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
@@ -54,11 +57,12 @@ def command(
     seconds = _seconds(budget)
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise UsageError(f"expected --fail-under as a share from 0 to 1, got {fail_under}")
-    victim = open_model(model, where)
-    images = load(_data(data, victim), data_dir, on_status=show.say).test.take(limit)
+    victim = options.victim(model, where, max_queries)
+    images = load(options.dataset(data, victim), data_dir, on_status=show.say).test.take(limit)
     limits = threat(norm, options.radius(norm, eps), victim.model.bounds)
     before = None if baseline is None else Run.open(baseline)
-    with show.progress():
+    folder = out or Run.place("audit")
+    with _going_on(show, folder), options.counted(show, victim, folder), show.progress():
         found = run_audit(
             victim.model,
             images,
@@ -69,17 +73,27 @@ def command(
             eight_bit=eight_bit,
             width=width,
             device=where,
-            out=out or Run.place("audit"),
+            out=folder,
             name=victim.name,
             tell=partial(_tell, show),
         )
     report = write_report(Run.open(found.run))
     _tables(show, found)
     show.say(f"report: {report}")
-    show.result(found.figures | {"report": str(report)})
+    show.result(found.figures | {"report": str(report), "queries": options.queries(victim)})
     check_bar(found.figures, fail_under)
     check_baseline(found.figures, Run.open(found.run), before, max_drop)
     check_finished(found.figures, budget is not None)
+
+
+@contextmanager
+def _going_on(show: Show, folder: Path) -> Iterator[None]:
+    """Say how a run that could not be finished is taken up, since nobody may have named its folder."""
+    try:
+        yield
+    except IncompleteError:
+        show.say(f"not complete: the same command with --out {folder} goes on")
+        raise
 
 
 def _tell(show: Show, what: str, done: int, of: int) -> None:
@@ -95,16 +109,9 @@ def _seconds(budget: str | None) -> float | None:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def _data(data: str | None, victim: Named) -> str:
-    spec: str | None = data or victim.card.get("data")
-    if spec is None:
-        raise UsageError("expected --data: this model's card names no data set")
-    return spec
-
-
 def _tables(show: Show, found: Audit) -> None:
     figures = found.figures
-    rows, ends, people = figures["rows"], figures["robust_accuracy"], figures["population"]
+    rows = figures["rows"]
     show.table(
         f"{rows} rows: clean accuracy {percent(figures['clean_accuracy'])}",
         ["verdict", "rows", "share"],
@@ -125,11 +132,7 @@ def _tables(show: Show, found: Audit) -> None:
             for stage in figures["stages"]
         ],
     )
-    show.say(
-        f"robust accuracy between {percent(ends['lower'])} (proved) and {percent(ends['upper'])} (not broken by "
-        f"what was tried); for all such images, with 95 % confidence, between {percent(people['lower'])} and "
-        f"{percent(people['upper'])}"
-    )
+    show.say(found.sentence)
     if not figures["counts"]["certified"]:
         show.say("the lower end is 0: no proof was tried")
     _remarks(show, figures)

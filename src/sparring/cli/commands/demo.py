@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sparring.cli import options
-from sparring.cli.show import Show, figure, percent
+from sparring.cli.show import Show
 from sparring.core.errors import DataError
+from sparring.core.showing import figure, percent
 from sparring.data import Dataset, available, load
 from sparring.demo.stage import Scale, Stage
 

@@ -10,9 +10,10 @@ from sparring import catalog
 from sparring.auditing.plan import common
 from sparring.auditing.run import Run
 from sparring.cli import options
-from sparring.cli.show import Show, percent
+from sparring.cli.show import Show
 from sparring.core.defense import Defense
 from sparring.core.errors import UsageError
+from sparring.core.showing import percent
 from sparring.core.threat import threat
 from sparring.data import Dataset, load
 from sparring.demo.train import figures_of, tiles
