@@ -1,5 +1,6 @@
-# make demo   the whole story, one report        make test   everything that must hold
-# make check  lint, types, import contracts      make bench  side by side with the peers
+# make demo      the whole story, one report         make test         everything that must hold
+# make check     lint, types, import contracts       make bench        side by side with the peers
+# make notebook  the four chapters in JupyterLab     make docker-test  build the images, run them
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +14,7 @@ ifeq ($(origin SPARRING_DATA),undefined)
   endif
 endif
 
-help: ; @sed -n '1,2s/^# //p' Makefile
+help: ; @sed -n '1,3s/^# //p' Makefile
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +28,12 @@ $(VENV)/.test: $(VENV)/.demo
 $(VENV)/.bench: $(VENV)/.test
 	$(PIP) --editable '.[test,bench]'
 	$(PIP) --no-deps torchattacks==3.5.1   # its dependencies drag in torchvision
+	@touch $@
+
+$(VENV)/.notebook: $(VENV)/.demo
+	$(PIP) --editable '.[notebook]'
+	@mkdir -p $(VENV)/share/jupyter/lab/settings  # a double click opens a chapter, a .py file, as a notebook
+	@cp docker/lab-overrides.json $(VENV)/share/jupyter/lab/settings/overrides.json
 	@touch $@
 
 demo: $(VENV)/.demo
@@ -44,8 +51,14 @@ test: check
 bench: $(VENV)/.bench
 	$(RUN)/python benchmarks/overhead.py
 
+notebook: $(VENV)/.notebook
+	$(RUN)/jupyter lab --notebook-dir notebooks $(ARGS)
+
+docker-test:
+	docker/test.sh
+
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo check test bench clean
+.PHONY: help demo check test bench notebook docker-test clean
