@@ -18,10 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import sparring  # before torch: see docs/decisions/003
+
+# isort: split
 import torch
 from torch import Tensor, nn
 
-import sparring  # before torch: see docs/decisions/003
 from overhead import Counter
 from sparring.core.threat import threat
 from sparring.engine.process import keep_freed_memory

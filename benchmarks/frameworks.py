@@ -20,11 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import sparring  # before torch: see docs/decisions/003
+
+# isort: split
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import sparring  # before torch: it sets how threads wait
 from contenders import CLASSES, SHAPE, STEPS, Setting
 from overhead import FULL_EPS, say, sure_rows
 from sparring.attacks.apgd import APGD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import fields
 
 import pytest
@@ -16,6 +17,7 @@ from sparring.core.errors import AttackError, ModelError, UsageError
 from sparring.core.judge import Judge
 from sparring.core.model import Access, Prediction
 from sparring.core.threat import L2, Linf, Unbounded, threat
+from sparring.engine import process
 from sparring.engine.loop import run
 from sparring.engine.width import automatic, narrower, same_bits
 
@@ -385,3 +387,31 @@ def test_label_and_confidence_are_those_of_the_point_kept_also_where_nothing_was
         torch.testing.assert_close(got.confidence, probability.amax(1), rtol=0, atol=1e-5)
         lost += int((~got.found & (got.label != got.clean_label)).sum())
     assert lost  # some rows end in a third class, which is what this test is about
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_torch_leaves_the_cores_to_a_model_that_another_framework_computes(model, rows, fails):
+    seen = []
+
+    class Elsewhere:
+        access, bounds = model.access, model.bounds
+
+        def query(self, x, access):
+            process.yield_cores()
+            seen.append(torch.get_num_threads())
+            if fails and len(seen) > 8:
+                raise KeyboardInterrupt
+            return model.query(x, access)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+            run(Elsewhere(), PGD(steps=20), Linf(1e-6), *rows)
+        after = torch.get_num_threads()
+        process.yield_cores()  # outside of a run
+        assert torch.get_num_threads() == after == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen.count(1) > 4
+    assert seen[0] == 3  # before the search nothing is taken

@@ -8,10 +8,10 @@ from pathlib import Path
 
 def cache() -> Path:
     """The folder downloads are kept in: `$SPARRING_HOME`, or the user's cache."""
-    import pooch
+    import platformdirs
 
     home = os.environ.get("SPARRING_HOME")
-    return Path(home).expanduser() if home else Path(pooch.os_cache("sparring"))
+    return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("sparring"))
 
 
 def folders(name: str, data_dir: Path | None) -> list[Path]:

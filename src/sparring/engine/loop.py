@@ -20,6 +20,7 @@ from sparring.engine import preflight
 from sparring.engine import width as widths
 from sparring.engine.asking import ask
 from sparring.engine.outcome import Ledger, Outcome
+from sparring.engine.process import shared_cores
 from sparring.engine.replay import replay, score
 from sparring.engine.scheduler import Case, Scheduler
 
@@ -111,7 +112,8 @@ def run(
 def search(model: Model, attack: Attack, judge: Judge, task: Task, ledger: Ledger, width: int) -> None:
     """Work through a task; what is found, and what it cost, is entered in the ledger."""
     if len(task.open):
-        Loop(model, attack, judge, task, ledger, width).run()
+        with shared_cores():
+            Loop(model, attack, judge, task, ledger, width).run()
 
 
 def _check(

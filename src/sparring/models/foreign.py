@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparring.core.errors import ModelError, SparringError, UsageError
+from sparring.engine.process import yield_cores
 
 TINY = float(np.finfo(np.float32).tiny)  # XLA and TensorFlow flush what is smaller to 0, which has no logarithm
 _ALIGNED = 64  # bytes: what both frameworks expect of memory that they did not allocate
@@ -30,12 +31,14 @@ def framework(name: str, extra: str) -> ModuleType:
 
 @contextmanager
 def answering(x: Tensor) -> Iterator[None]:
-    """Turn what a framework raises about images `x` into our errors; too little memory is said as torch says it."""
+    """Leave the cores to a framework that answers for images `x`, and turn what it raises into our errors."""
+    yield_cores()
     try:
         yield
     except (SparringError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        # Too little memory is said as torch says it.
         if "RESOURCE_EXHAUSTED" in str(error) or type(error).__name__ == "ResourceExhaustedError":
             raise torch.OutOfMemoryError(str(error)) from error
         raise ModelError(f"the model failed on images {tuple(x.shape)}: {error}") from error

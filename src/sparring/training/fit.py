@@ -27,6 +27,7 @@ from sparring.core.files import write_atomic
 from sparring.core.model import Access, Model
 from sparring.core.plan import check_same
 from sparring.data.images import Dataset, Images
+from sparring.engine.process import shared_cores
 from sparring.models.checkpoint import SUFFIXES, Checkpoint, open_checkpoint, store
 from sparring.models.keras_nets import KerasModule, convert
 from sparring.models.nets import build
@@ -129,7 +130,8 @@ def fit(
         say(line)
     started = time.monotonic()
     for step in range(run.step, settings.steps):
-        run.advance(step)
+        with shared_cores():
+            run.advance(step)
         if on_step:
             on_step(step + 1)
         if (step + 1) % settings.every == 0 or step + 1 == settings.steps:
