@@ -1,8 +1,9 @@
 """What the engine costs above the bare calls of each framework, and whether its verdicts are the same in all.
 
 One set of weights of `conv` in torch, Keras on TensorFlow, JAX and ONNX. (A) every seat full: PGD where no row ever
-falls, against a loop of that framework's own calls, `bare`; on TensorFlow ART and Foolbox too. (B) verdicts of one
-attack with one seed on the trained net, row by row against torch.
+falls. `bare` is a loop of that framework's own calls, in TensorFlow and JAX one compiled function for logits and
+gradient together; `calls` is the adapter's two calls without the engine; on TensorFlow ART and Foolbox too. (B)
+verdicts of one attack with one seed on the trained net, row by row against torch.
 """
 
 from __future__ import annotations
@@ -62,6 +63,16 @@ def looped(step: Callable[[Any, Any], Any], last: Callable[[Any], Any], give: An
             last(given[0])
 
     return attack
+
+
+def calls(model: Model, setting: Setting) -> Runner:
+    """The adapter's calls alone, logits and then the way back: what the engine cannot do without."""
+
+    def step(x: Tensor, y: Tensor) -> Tensor | None:
+        answer = model.query(x, Access.GRADIENT)
+        return answer.vjp(answer.logits) if answer.vjp and answer.logits is not None else None
+
+    return looped(step, lambda x: model.query(x, Access.SCORE), lambda part: part, setting)
 
 
 def torch_bare(net: nn.Module, setting: Setting) -> Runner:
@@ -183,18 +194,18 @@ def foolbox(model: Any, setting: Setting) -> Runner:
 def groups(net: nn.Sequential, setting: Setting, folder: Path) -> dict[str, dict[str, Runner]]:
     """By framework: the bare calls first, then who else takes part."""
     keras, function = convert(net, SHAPE), in_jax(net)
-    onnx = sparring.wrap(exported(net, folder))
-    return {
-        "torch": {"bare": torch_bare(net, setting), "sparring": ours(TorchModel(net), setting)},
-        "tensorflow": {
-            "bare": tensorflow_bare(keras, setting),
-            "sparring": ours(sparring.wrap(keras), setting),
-            "foolbox": foolbox(keras, setting),
-            "art": art(keras, setting),
-        },
-        "jax": {"bare": jax_bare(function, setting), "sparring": ours(JaxModel(function), setting)},
-        "onnx": {"bare": torch_bare(net, setting), "sparring": ours(onnx, setting)},
+    models = {
+        "torch": (torch_bare(net, setting), TorchModel(net)),
+        "tensorflow": (tensorflow_bare(keras, setting), sparring.wrap(keras)),
+        "jax": (jax_bare(function, setting), JaxModel(function)),
+        "onnx": (torch_bare(net, setting), sparring.wrap(exported(net, folder))),
     }
+    found = {
+        name: {"bare": bare, "calls": calls(model, setting), "sparring": ours(model, setting)}
+        for name, (bare, model) in models.items()
+    }
+    found["tensorflow"] |= {"foolbox": foolbox(keras, setting), "art": art(keras, setting)}
+    return found
 
 
 def race(runners: dict[str, Runner], x: Tensor, y: Tensor, rounds: int) -> dict[str, Any]:
