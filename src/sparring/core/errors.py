@@ -54,6 +54,7 @@ class IncompleteError(SparringError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that is not in `known`, with the nearest one that is."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    swapped = [other for other in names if sorted(other) == sorted(name)]  # the commonest slip
+    near = swapped or get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
     return UsageError(f"unknown {kind} {name!r}; {hint}")
