@@ -166,6 +166,7 @@ def test_black_is_what_is_nearest_to_zero():
     for bounds, dark in (((0.0, 1.0), 0.0), ((-1.0, 1.0), 0.0), ((0.25, 1.0), 0.25)):
         view = attack.init(Batch(batch.x, batch.y, batch.target, batch.key, Linf(0.1, bounds))).x
         assert float(view.amin()) == pytest.approx(dark, abs=1e-6)
+        assert float(view.amax()) == pytest.approx(0.9, abs=1e-6)
 
 
 # TI-FGSM

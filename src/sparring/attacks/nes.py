@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,14 +20,23 @@ Draw = Callable[[Tensor, Sequence[int], Tensor], Tensor]  # (key, shape, stream)
 
 
 @dataclass(frozen=True)
-class NESState(State):
+class AroundState(State):
     """The point of each row, and what is known of the gradient there."""
 
     k: Tensor  # (n,) queries answered
     base: Tensor  # (n, c, h, w) the point of this round
     value: Tensor  # (n,) float64 the loss there
     gradient: Tensor  # (n, c, h, w) the estimate so far
-    momentum: Tensor  # (n, c, h, w) of earlier rounds
+
+
+S = TypeVar("S", bound=AroundState)
+
+
+@dataclass(frozen=True)
+class NESState(AroundState):
+    """And what earlier rounds saw."""
+
+    momentum: Tensor  # (n, c, h, w)
 
 
 @dataclass(frozen=True)
@@ -63,20 +72,9 @@ class NES:
     def step(self, batch: Batch, state: NESState, seen: Observation) -> NESState:
         """Add to the estimate; when it is complete, climb."""
         value = named(self.loss)(seen.logits, batch).double()
-        first = state.k % (self.samples + 1) == 0
-        base_value = torch.where(first, value, state.value)
-        gain = per_row((value - base_value).nan_to_num(0.0, 0.0, 0.0).to(state.x.dtype), state.x)
-        gradient = torch.where(per_row(first, gain), 0.0, state.gradient) + gain * (state.x - state.base)
-        k = state.k + 1
-        complete = k % (self.samples + 1) == 0
-        after = replace(state, k=k, value=base_value, gradient=gradient)
-        if complete.any():
-            rows = complete.nonzero().squeeze(1)
-            after = after.put(rows, self._climb(batch.take(rows), after.take(rows)))
-        x = batch.threat.clip(after.base + self.sigma * signed(k, self.samples, batch, noise.normal))
-        x = torch.where(per_row(complete, x), after.base, x)
-        done = k >= self.steps
-        return replace(after, x=torch.where(per_row(done, x), after.base, x), done=done)
+        after = estimated(batch, state, value, self.samples, self._climb)
+        x = after.base + self.sigma * signed(after.k, self.samples, batch, noise.normal)
+        return asking(batch, after, x, self.samples, self.steps)
 
     def _climb(self, batch: Batch, state: NESState) -> NESState:
         # A mean over pairs, so that momentum weighs rounds by what they saw.
@@ -85,6 +83,25 @@ class NES:
         size = batch.threat.eps / 10 if self.step_size is None else self.step_size
         base = batch.project(torch.add(state.base, batch.threat.steepest(momentum, state.base), alpha=size))
         return replace(state, base=base, momentum=momentum)
+
+
+def estimated(batch: Batch, state: S, value: Tensor, samples: int, climb: Callable[[Batch, S], S]) -> S:
+    """Add to the estimate what the (n,) `value` of the point asked about says; where it is complete, `climb`."""
+    first = state.k % (samples + 1) == 0
+    base_value = torch.where(first, value, state.value)
+    gain = per_row((value - base_value).nan_to_num(0.0, 0.0, 0.0).to(state.x.dtype), state.x)
+    gradient = torch.where(per_row(first, gain), 0.0, state.gradient) + gain * (state.x - state.base)
+    after = replace(state, k=state.k + 1, value=base_value, gradient=gradient)
+    rows = (after.k % (samples + 1) == 0).nonzero().squeeze(1)
+    return after.put(rows, climb(batch.take(rows), after.take(rows))) if len(rows) else after
+
+
+def asking(batch: Batch, state: S, around: Tensor, samples: int, steps: int) -> S:
+    """Ask about the point itself at the start of a round and in the end, else about one `around` it."""
+    done = state.k >= steps
+    itself = done | (state.k % (samples + 1) == 0)
+    x = torch.where(per_row(itself, around), state.base, batch.threat.clip(around))
+    return replace(state, x=x, done=done)
 
 
 def even(samples: int) -> None:

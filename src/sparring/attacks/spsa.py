@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparring.attacks.nes import even, signed
+from sparring.attacks.nes import AroundState, asking, estimated, even, signed
 from sparring.core import noise
-from sparring.core.attack import Observation, State
+from sparring.core.attack import Observation
 from sparring.core.batch import Batch, per_row
 from sparring.core.losses import named
 from sparring.core.model import Access
@@ -20,13 +20,9 @@ _FIRST, _SECOND = 0.9, 0.999  # Adam's decay of its two means
 
 
 @dataclass(frozen=True)
-class SPSAState(State):
-    """The point of each row, what is known of the gradient there, and Adam's memory."""
+class SPSAState(AroundState):
+    """And Adam's memory."""
 
-    k: Tensor  # (n,) queries answered
-    base: Tensor  # (n, c, h, w) the point of this round
-    value: Tensor  # (n,) float64 the loss there
-    gradient: Tensor  # (n, c, h, w) the estimate so far
     mean: Tensor  # (n, c, h, w) of the gradients so far, decaying
     square: Tensor  # (n, c, h, w) of their squares
 
@@ -63,20 +59,9 @@ class SPSA:
     def step(self, batch: Batch, state: SPSAState, seen: Observation) -> SPSAState:
         """Add to the estimate; when it is complete, let Adam climb."""
         value = named(self.loss)(seen.logits, batch).double()
-        first = state.k % (self.samples + 1) == 0
-        base_value = torch.where(first, value, state.value)
-        gain = per_row((value - base_value).nan_to_num(0.0, 0.0, 0.0).to(state.x.dtype), state.x)
-        gradient = torch.where(per_row(first, gain), 0.0, state.gradient) + gain * (state.x - state.base)
-        k = state.k + 1
-        complete = k % (self.samples + 1) == 0
-        after = replace(state, k=k, value=base_value, gradient=gradient)
-        if complete.any():
-            rows = complete.nonzero().squeeze(1)
-            after = after.put(rows, self._climb(batch.take(rows), after.take(rows)))
-        x = batch.threat.clip(after.base + self.delta * signed(k, self.samples, batch, _signs))
-        x = torch.where(per_row(complete, x), after.base, x)
-        done = k >= self.steps
-        return replace(after, x=torch.where(per_row(done, x), after.base, x), done=done)
+        after = estimated(batch, state, value, self.samples, self._climb)
+        x = after.base + self.delta * signed(after.k, self.samples, batch, _signs)
+        return asking(batch, after, x, self.samples, self.steps)
 
     def _climb(self, batch: Batch, state: SPSAState) -> SPSAState:
         gradient = state.gradient / (self.delta**2 * self.samples)
