@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.bim import BIM
-from sparring.core.attack import Observation
 from sparring.core.batch import Batch
-from sparring.core.model import Access
 from sparring.core.threat import threat
 from sparring.engine.loop import run
 from sparring.testing import Probe, Puzzle, linear, puzzle
@@ -20,17 +18,6 @@ EPS = {"linf": 0.12, "l2": 0.4}
 def batch_of(case: Puzzle, norm: str) -> Batch:
     target = torch.full_like(case.y, -1) if case.targets is None else case.targets[:, 0]
     return Batch(case.x, case.y, target, torch.arange(len(case.x)), threat(norm, EPS[norm]))
-
-
-def points(attack: BIM, model: Probe, batch: Batch) -> Tensor:
-    """(steps + 1, n, ...) all that it asks about, whether it has won or not."""
-    state, asked = attack.init(batch), []
-    while not state.done.any():
-        asked.append(state.x)
-        seen = Observation(batch, model.query(state.x, Access.GRADIENT), batch.targeted & False, Access.GRADIENT)
-        state = attack.step(batch, state, seen)
-    assert state.done.all()
-    return torch.stack([*asked, state.x])
 
 
 def kurakin(model: Probe, norm: str, clean: Tensor, label: int, sign: int, steps: int, size: float) -> Tensor:
@@ -64,7 +51,7 @@ def nearest(clean: Tensor, point: Tensor, eps: float) -> Tensor:
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("size", [None, 0.05])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_every_point_is_the_papers(norm, size, targeted):
+def test_every_point_is_the_papers(norm, size, targeted, points):
     case, steps = puzzle(norm, targeted=targeted), 12
     batch = batch_of(case, norm)
     found = points(BIM(steps=steps, step_size=size), case.model, batch)

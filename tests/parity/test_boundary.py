@@ -7,27 +7,9 @@ import torch
 
 from sparring.attacks.boundary import Boundary
 from sparring.core import noise
-from sparring.core.attack import Observation
-from sparring.core.batch import Batch
-from sparring.core.judge import Judge
 from sparring.core.threat import threat
 from sparring.engine.loop import run
 from sparring.testing import linear, puzzle
-
-
-def states(attack, case, row):
-    """Every state of one row, and whether the point that it asks about has the wanted class."""
-    one = slice(row, row + 1)
-    target = torch.full((1,), -1) if case.targets is None else case.targets[row]
-    batch = Batch(case.x[one], case.y[one], target, torch.tensor([77 + row]), case.limit)
-    state = attack.init(batch)
-    while True:
-        said = case.model.query(state.x, attack.needs)
-        hit = Judge().adversarial(batch, state.x, said)
-        yield state, bool(Judge().fooled(batch, said))
-        if state.done:
-            return
-        state = attack.step(batch, state, Observation(batch, said, hit, attack.needs))
 
 
 def reference(x0, key, bounds, aside, inward, check):
@@ -61,7 +43,7 @@ def reference(x0, key, bounds, aside, inward, check):
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_every_point_is_that_of_the_reference(targeted):
+def test_every_point_is_that_of_the_reference(targeted, states):
     case, kept = puzzle("l2", targeted=targeted), 0
     for row in range(6):
         beside = reference(case.x[row].double(), torch.tensor([77 + row]), (0.0, 1.0), 0.2, 0.05, 7)
@@ -91,7 +73,7 @@ def test_it_comes_near_the_closed_form(shape, rows, targeted):
     assert got.forward.tolist() == [3001] * rows
 
 
-def test_about_half_of_the_checks_and_a_quarter_of_the_steps_fool():
+def test_about_half_of_the_checks_and_a_quarter_of_the_steps_fool(states):
     case, checks, steps = linear("l2", (1, 7, 7), 1), [], []
     for state, fooled in states(Boundary(steps=3000), case, 0):
         if int(state.k) > 300:

@@ -9,30 +9,13 @@ import torch
 
 from sparring.attacks.hopskipjump import HopSkipJump
 from sparring.core import noise
-from sparring.core.attack import Observation
 from sparring.core.batch import Batch
-from sparring.core.judge import Judge
 from sparring.core.model import Access
 from sparring.core.threat import threat
 from sparring.engine.loop import run
 from sparring.testing import linear, puzzle
 
 NORMS = ["l2", "linf"]
-
-
-def states(attack, case, row):
-    """Every state of one row, and whether the point that it asks about has the wanted class."""
-    one = slice(row, row + 1)
-    target = torch.full((1,), -1) if case.targets is None else case.targets[row]
-    batch = Batch(case.x[one], case.y[one], target, torch.tensor([77 + row]), case.limit)
-    state = attack.init(batch)
-    while True:
-        said = case.model.query(state.x, attack.needs)
-        hit = Judge().adversarial(batch, state.x, said)
-        yield state, bool(Judge().fooled(batch, said))
-        if state.done:
-            return
-        state = attack.step(batch, state, Observation(batch, said, hit, attack.needs))
 
 
 def reference(x0, key, norm, bounds, initial):
@@ -91,7 +74,7 @@ def reference(x0, key, norm, bounds, initial):
 
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("norm", NORMS)
-def test_every_point_is_that_of_the_reference(norm, targeted):
+def test_every_point_is_that_of_the_reference(norm, targeted, states):
     case, leaps = puzzle(norm, targeted=targeted), 0
     for row in range(4):
         attack = HopSkipJump(steps=500, initial=20)
@@ -119,7 +102,7 @@ def test_it_comes_near_the_closed_form(norm, within, shape, rows, targeted):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_estimate_points_where_the_boundary_faces(norm):
+def test_the_estimate_points_where_the_boundary_faces(norm, states):
     """With B probes in d dimensions the cosine is about sqrt(b / (1 + b)) for b = 2 B / (pi d)."""
     case = linear(norm, (1, 4, 5), 6)
     weight = case.model.query(torch.eye(20).view(20, 1, 4, 5), Access.SCORE).logits.double()
@@ -140,7 +123,7 @@ def test_the_estimate_points_where_the_boundary_faces(norm):
         assert min(cosines[t]) > 0.75
 
 
-def test_rounds_take_more_and_more_probes():
+def test_rounds_take_more_and_more_probes(states):
     case, spent = linear("l2", (1, 4, 5), 1), {}
     for state, _ in states(HopSkipJump(steps=2000, initial=100), case, 0):
         if state.phase == 2:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 from sparring.attacks.mifgsm import MIFGSM, normalised
 from sparring.attacks.nifgsm import NIFGSM
-from sparring.core.attack import Observation
 from sparring.core.batch import Batch
-from sparring.core.model import Access
 from sparring.core.threat import threat
 from sparring.engine.loop import run
 from sparring.engine.unroll import unroll
@@ -26,17 +22,6 @@ def rows_of(norm: str, targeted: bool) -> tuple[Probe, Batch]:
     case = puzzle(norm, targeted=targeted)
     target = torch.full_like(case.y, -1) if case.targets is None else case.targets[:, 0]
     return case.model, Batch(case.x, case.y, target, torch.arange(len(case.x)), threat(norm, EPS[norm]))
-
-
-def points(attack: Any, model: Probe, batch: Batch) -> Tensor:
-    """(steps + 1, n, ...) all that it asks about, whether it has won or not."""
-    state, asked = attack.init(batch), []
-    while not state.done.any():
-        asked.append(state.x)
-        seen = Observation(batch, model.query(state.x, Access.GRADIENT), batch.targeted & False, Access.GRADIENT)
-        state = attack.step(batch, state, seen)
-    assert state.done.all()
-    return torch.stack([*asked, state.x])
 
 
 def gradient(model: Probe, point: Tensor, batch: Batch, row: int) -> Tensor:
@@ -73,7 +58,7 @@ def momentum_iterative(model: Probe, batch: Batch, row: int, norm: str, mu: floa
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize(("mu", "size"), [(1.0, None), (0.7, 0.04), (0.0, 0.04)])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_every_point_of_mi_fgsm_is_the_papers(norm, mu, size, targeted):
+def test_every_point_of_mi_fgsm_is_the_papers(norm, mu, size, targeted, points):
     model, batch = rows_of(norm, targeted)
     found = points(MIFGSM(steps=STEPS, step_size=size, momentum=mu), model, batch)
     for row in range(len(batch.x)):
@@ -96,7 +81,7 @@ def nesterov_iterative(model: Probe, batch: Batch, row: int, mu: float, size: fl
 
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize(("mu", "size"), [(1.0, None), (0.7, 0.02)])
-def test_every_point_of_ni_fgsm_is_the_papers(mu, size, targeted):
+def test_every_point_of_ni_fgsm_is_the_papers(mu, size, targeted, points):
     model, batch = rows_of("linf", targeted)
     found = points(NIFGSM(steps=STEPS, step_size=size, momentum=mu), model, batch)
     beyond = 0
@@ -108,7 +93,7 @@ def test_every_point_of_ni_fgsm_is_the_papers(mu, size, targeted):
     assert beyond > 6  # it does look out of the ball, and comes back
 
 
-def test_without_momentum_there_is_nothing_ahead():
+def test_without_momentum_there_is_nothing_ahead(points):
     model, batch = rows_of("linf", False)
     ni, mi = (points(kind(steps=STEPS, momentum=0.0), model, batch) for kind in (NIFGSM, MIFGSM))
     assert torch.equal(ni, mi)

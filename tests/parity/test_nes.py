@@ -17,18 +17,6 @@ from sparring.engine.loop import run
 from sparring.testing import linear, puzzle
 
 
-def states(attack, case, row, turns):
-    """Every state of one row, whatever the judge says, and the loss where it asks."""
-    one = slice(row, row + 1)
-    target = torch.full((1,), -1) if case.targets is None else case.targets[row]
-    batch = Batch(case.x[one], case.y[one], target, torch.tensor([77 + row]), case.limit)
-    state = attack.init(batch)
-    for _ in range(turns):
-        said = case.model.query(state.x, Access.SCORE)
-        yield state, float(margin(said.logits, batch))
-        state = attack.step(batch, state, Observation(batch, said, torch.zeros(1, dtype=torch.bool), Access.SCORE))
-
-
 def reference(x0, key, norm, eps, samples, sigma, decay):
     """PGD on the estimate in float64, one row: yields where to ask, is sent the loss there."""
     x, momentum, count = x0, torch.zeros_like(x0), 0
@@ -54,7 +42,7 @@ def reference(x0, key, norm, eps, samples, sigma, decay):
 
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_every_point_is_that_of_the_reference(norm, targeted):
+def test_every_point_is_that_of_the_reference(norm, targeted, scored):
     case = puzzle(norm, targeted=targeted)
     if norm == "l2":  # away from the bounds the ball's projection is only a scaling
         case = type(case)(case.model, case.limit, 0.4 + 0.2 * case.x, case.y, case.targets)
@@ -62,12 +50,12 @@ def test_every_point_is_that_of_the_reference(norm, targeted):
         attack = NES(samples=8, sigma=0.02, momentum=0.5)
         beside = reference(case.x[row].double(), torch.tensor([77 + row]), norm, case.limit.eps, 8, 0.02, 0.5)
         point = next(beside)
-        for state, value in states(attack, case, row, 200):
+        for state, value in scored(attack, case, row, 200, margin):
             torch.testing.assert_close(state.x[0].double(), point, atol=2e-5, rtol=0)
             point = beside.send(value)
 
 
-def test_the_estimate_points_along_the_gradient():
+def test_the_estimate_points_along_the_gradient(scored):
     """With n samples in d dimensions, half of them new, the cosine is about sqrt(m / (m + d + 1)) for m = n / 2."""
     case, cosines = puzzle("l2"), []
     for row in range(8):
@@ -77,7 +65,7 @@ def test_the_estimate_points_along_the_gradient():
         truth = case.model.query(x, Access.GRADIENT)
         _, truth = Observation(batch, truth, batch.targeted, Access.GRADIENT).value_and_grad(margin)
         middle = type(case)(case.model, case.limit, x.detach().expand(9, -1, -1, -1), case.y[one].expand(9), None)
-        for state, _ in states(NES(samples=50), middle, row, 52):
+        for state, _ in scored(NES(samples=50), middle, row, 52, margin):
             if int(state.k) == 51:
                 moved = state.momentum.flatten().double()
                 cosines.append(float(moved @ truth.flatten().double() / moved.norm() / truth.double().norm()))

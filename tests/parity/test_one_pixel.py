@@ -7,26 +7,11 @@ import torch
 
 from sparring.attacks.one_pixel import OnePixel
 from sparring.core import noise
-from sparring.core.attack import Observation
-from sparring.core.batch import Batch
 from sparring.core.errors import UsageError
 from sparring.core.losses import cross_entropy
-from sparring.core.model import Access
 from sparring.core.threat import threat
 from sparring.engine.loop import run
 from sparring.testing import Probe, Puzzle, puzzle
-
-
-def states(attack, case, row, turns):
-    """Every state of one row, whatever the judge says, and the loss where it asks."""
-    one = slice(row, row + 1)
-    target = torch.full((1,), -1) if case.targets is None else case.targets[row]
-    batch = Batch(case.x[one], case.y[one], target, torch.tensor([77 + row]), case.limit)
-    state = attack.init(batch)
-    for _ in range(turns):
-        said = case.model.query(state.x, Access.SCORE)
-        yield state, float(cross_entropy(said.logits, batch))
-        state = attack.step(batch, state, Observation(batch, said, torch.zeros(1, dtype=torch.bool), Access.SCORE))
 
 
 def picture(x0, genes):
@@ -69,26 +54,26 @@ def reference(x0, key, pixels, members, scale):
 
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("eps", [1.0, 3.0])
-def test_every_point_is_that_of_the_reference(eps, targeted):
+def test_every_point_is_that_of_the_reference(eps, targeted, scored):
     case = puzzle("l0", targeted=targeted)
     case = Puzzle(case.model, threat("l0", eps), case.x, case.y, case.targets)
     for row in range(4):
         beside = reference(case.x[row], torch.tensor([77 + row]), int(eps), 7, 0.5)
         point, last = next(beside), None
-        for state, value in states(OnePixel(members=7), case, row, 200):
+        for state, value in scored(OnePixel(members=7), case, row, 200, cross_entropy):
             torch.testing.assert_close(state.x[0], point, atol=1e-6, rtol=0)
             point, last = beside.send(value), state
         assert (last.fitness > -torch.inf).all()
 
 
-def test_as_many_pixels_change_as_the_features_allow():
+def test_as_many_pixels_change_as_the_features_allow(scored):
     x = noise.uniform(torch.arange(4), (3, 6, 5))
     y = torch.zeros(4, dtype=torch.int64)
     model = Probe(lambda flat: torch.stack([0 * flat[:, 0] + 2, 0 * flat[:, 0]], 1))
     for eps, pixels, features in ((1.0, 1, 1), (2.0, 1, 2), (3.0, 1, 3), (7.0, 2, 6), (1000.0, 30, 90)):
         case = Puzzle(model, threat("l0", eps), x, y, None)
         most, fewest = 0, 90
-        for state, _ in states(OnePixel(members=6), case, 0, 30):
+        for state, _ in scored(OnePixel(members=6), case, 0, 30, cross_entropy):
             changed = state.x[0] != x[0]
             most, fewest = max(most, int(changed.sum())), min(fewest, int(changed.any(0).sum()))
             assert case.limit.contains(state.x, x[:1]).all()

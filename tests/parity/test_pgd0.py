@@ -10,25 +10,12 @@ from torch import Tensor
 
 from sparring.attacks.pgd0 import PGD0, _nearest
 from sparring.core import noise
-from sparring.core.attack import Observation
 from sparring.core.batch import Batch
-from sparring.core.model import Access
 from sparring.core.threat import L0
 from sparring.engine.loop import run
 from sparring.testing import Probe, puzzle
 
 STEPS = 15
-
-
-def points(attack: PGD0, model: Probe, batch: Batch) -> Tensor:
-    """(steps + 1, n, ...) all that it asks about, whether it has won or not."""
-    state, asked = attack.init(batch), []
-    while not state.done.any():
-        asked.append(state.x)
-        seen = Observation(batch, model.query(state.x, Access.GRADIENT), batch.targeted & False, Access.GRADIENT)
-        state = attack.step(batch, state, seen)
-    assert state.done.all()
-    return torch.stack([*asked, state.x])
 
 
 def kept(raw: Tensor, clean: Tensor, count: int) -> Tensor:
@@ -58,7 +45,7 @@ def reference(model: Probe, batch: Batch, row: int, start: Tensor, count: int, s
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("random_start", [False, True])
 @pytest.mark.parametrize(("eps", "size"), [(1.0, None), (3.0, None), (4.9, 0.7)])
-def test_every_point_is_the_papers(eps, size, random_start, targeted):
+def test_every_point_is_the_papers(eps, size, random_start, targeted, points):
     case = puzzle("l0", targeted=targeted)
     target = torch.full_like(case.y, -1) if case.targets is None else case.targets[:, 0]
     batch = Batch(case.x, case.y, target, torch.arange(len(case.x)), L0(eps))
@@ -71,7 +58,7 @@ def test_every_point_is_the_papers(eps, size, random_start, targeted):
         assert int((wanted[-1] != wanted[0]).sum()) > 0
 
 
-def test_the_step_left_out_goes_with_the_pixel_range():
+def test_the_step_left_out_goes_with_the_pixel_range(points):
     """Pixels in [0, 255] and a model that divides by 255: the same points, 255 times as large."""
     case = puzzle("l0")
     wide = Probe(lambda flat: case.model.net(flat / 255), bounds=(0.0, 255.0))
@@ -140,7 +127,7 @@ def test_a_row_that_holds_costs_a_query_a_step_and_one_for_the_last_point():
     assert (int(got.forward), int(got.backward)) == (10, 9)
 
 
-def test_no_budget_and_no_gradient_change_nothing():
+def test_no_budget_and_no_gradient_change_nothing(points):
     case = puzzle("l0")
     none, key = torch.full_like(case.y, -1), torch.arange(len(case.x))
     still = points(PGD0(steps=3), case.model, Batch(case.x, case.y, none, key, L0(0.0)))

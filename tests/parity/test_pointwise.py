@@ -9,28 +9,10 @@ import torch
 
 from sparring.attacks.pointwise import Pointwise
 from sparring.core import noise
-from sparring.core.attack import Observation
-from sparring.core.batch import Batch
-from sparring.core.judge import Judge
 from sparring.core.model import Access
 from sparring.core.threat import threat
 from sparring.engine.loop import run
 from sparring.testing import Probe, puzzle
-
-
-def states(attack, case, row):
-    """Every state of one row, and whether the point that it asks about has the wanted class."""
-    one = slice(row, row + 1)
-    target = torch.full((1,), -1) if case.targets is None else case.targets[row]
-    batch = Batch(case.x[one], case.y[one], target, torch.tensor([77 + row]), case.limit)
-    state = attack.init(batch)
-    while True:
-        said = case.model.query(state.x, attack.needs)
-        hit = Judge().adversarial(batch, state.x, said)
-        yield state, bool(Judge().fooled(batch, said))
-        if state.done:
-            return
-        state = attack.step(batch, state, Observation(batch, said, hit, attack.needs))
 
 
 def reference(x0, key):
@@ -61,7 +43,7 @@ def reference(x0, key):
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_every_point_is_that_of_the_reference(targeted):
+def test_every_point_is_that_of_the_reference(targeted, states):
     case, rounds = puzzle("l0", targeted=targeted), 0
     for row in range(6):
         beside = reference(case.x[row].flatten(), torch.tensor([77 + row]))

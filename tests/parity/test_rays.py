@@ -8,27 +8,9 @@ import pytest
 import torch
 
 from sparring.attacks.rays import RayS
-from sparring.core.attack import Observation
-from sparring.core.batch import Batch
-from sparring.core.judge import Judge
 from sparring.core.threat import threat
 from sparring.engine.loop import run
 from sparring.testing import Probe, Puzzle, linear, puzzle
-
-
-def states(attack, case, row):
-    """Every state of one row, and whether the point that it asks about has the wanted class."""
-    one = slice(row, row + 1)
-    target = torch.full((1,), -1) if case.targets is None else case.targets[row]
-    batch = Batch(case.x[one], case.y[one], target, torch.tensor([77 + row]), case.limit)
-    state = attack.init(batch)
-    while True:
-        said = case.model.query(state.x, attack.needs)
-        hit = Judge().adversarial(batch, state.x, said)
-        yield state, bool(Judge().fooled(batch, said))
-        if state.done:
-            return
-        state = attack.step(batch, state, Observation(batch, said, hit, attack.needs))
 
 
 def reference(x0, bounds, tolerance):
@@ -63,7 +45,7 @@ def reference(x0, bounds, tolerance):
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_every_point_is_that_of_the_reference(targeted):
+def test_every_point_is_that_of_the_reference(targeted, states):
     case, flips = puzzle("linf", targeted=targeted), 0
     for row in range(6):
         beside = reference(case.x[row].double(), (0.0, 1.0), 1e-3)
@@ -91,7 +73,7 @@ def test_it_finds_the_closed_form(shape, rows, targeted):
     assert got.forward.tolist() == [1001] * rows
 
 
-def test_a_look_that_fails_costs_one_query():
+def test_a_look_that_fails_costs_one_query(states):
     """Only one direction fools, and only at the edge: it is the first in which a single feature is flipped."""
 
     def logits(flat):

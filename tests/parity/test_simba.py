@@ -9,26 +9,11 @@ import torch
 
 from sparring.attacks.simba import SimBA, cosines
 from sparring.core import noise
-from sparring.core.attack import Observation
-from sparring.core.batch import Batch
 from sparring.core.errors import UsageError
 from sparring.core.losses import cross_entropy
-from sparring.core.model import Access
 from sparring.core.threat import threat
 from sparring.engine.loop import run
 from sparring.testing import Puzzle, linear, puzzle
-
-
-def states(attack, case, row, turns):
-    """Every state of one row, whatever the judge says, and the loss where it asks."""
-    one = slice(row, row + 1)
-    target = torch.full((1,), -1) if case.targets is None else case.targets[row]
-    batch = Batch(case.x[one], case.y[one], target, torch.tensor([77 + row]), case.limit)
-    state = attack.init(batch)
-    for _ in range(turns):
-        said = case.model.query(state.x, Access.SCORE)
-        yield state, float(cross_entropy(said.logits, batch))
-        state = attack.step(batch, state, Observation(batch, said, torch.zeros(1, dtype=torch.bool), Access.SCORE))
 
 
 def directions(shape, basis, share):
@@ -69,12 +54,12 @@ def reference(x0, key, limit, size, basis, share):
 
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize(("basis", "share"), [("pixel", 1.0), ("dct", 1.0), ("dct", 0.5)])
-def test_every_point_is_that_of_the_reference(basis, share, targeted):
+def test_every_point_is_that_of_the_reference(basis, share, targeted, scored):
     case, moves = puzzle("l2", targeted=targeted), 0
     for row in range(4):
         beside = reference(case.x[row], torch.tensor([77 + row]), case.limit, 0.1, basis, share)
         point, before = next(beside), None
-        for state, value in states(SimBA(size=0.1, basis=basis, share=share), case, row, 100):
+        for state, value in scored(SimBA(size=0.1, basis=basis, share=share), case, row, 100, cross_entropy):
             torch.testing.assert_close(state.x[0], point, atol=2e-6, rtol=0)
             point = beside.send(value)
             moves += before is not None and not torch.equal(before, state.best)
@@ -91,11 +76,11 @@ def test_cosines_are_orthonormal_from_the_lowest_up():
 
 
 @pytest.mark.parametrize("basis", ["pixel", "dct"])
-def test_the_change_after_t_moves_is_sqrt_t_steps_long(basis):
+def test_the_change_after_t_moves_is_sqrt_t_steps_long(basis, scored):
     """Section 3 of the paper: no direction is used twice before all are used up."""
     case, moves, before = puzzle("l2"), -1, None
     case = Puzzle(case.model, threat("l2", 5.0), 0.4 + 0.2 * case.x, case.y, None)
-    for state, _ in states(SimBA(size=0.01, basis=basis), case, 1, 21):
+    for state, _ in scored(SimBA(size=0.01, basis=basis), case, 1, 21, cross_entropy):
         length = float((state.best.double() - case.x[1]).norm())
         moves += before is None or not torch.equal(before, state.best)
         before = state.best

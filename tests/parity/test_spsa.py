@@ -17,18 +17,6 @@ from sparring.engine.loop import run
 from sparring.testing import linear, puzzle
 
 
-def states(attack, case, row, turns):
-    """Every state of one row, whatever the judge says, and the loss where it asks."""
-    one = slice(row, row + 1)
-    target = torch.full((1,), -1) if case.targets is None else case.targets[row]
-    batch = Batch(case.x[one], case.y[one], target, torch.tensor([77 + row]), case.limit)
-    state = attack.init(batch)
-    for _ in range(turns):
-        said = case.model.query(state.x, Access.SCORE)
-        yield state, float(margin(said.logits, batch))
-        state = attack.step(batch, state, Observation(batch, said, torch.zeros(1, dtype=torch.bool), Access.SCORE))
-
-
 def reference(x0, key, eps, samples, delta):
     """The search in float64, one row: yields where to ask, is sent the loss there."""
     x, count = x0.clone().requires_grad_(), 0
@@ -50,17 +38,17 @@ def reference(x0, key, eps, samples, delta):
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_every_point_is_that_of_the_reference(targeted):
+def test_every_point_is_that_of_the_reference(targeted, scored):
     case = puzzle("linf", targeted=targeted)
     for row in range(4):
         beside = reference(case.x[row].double(), torch.tensor([77 + row]), case.limit.eps, 8, 0.02)
         point = next(beside)
-        for state, value in states(SPSA(samples=8, delta=0.02), case, row, 200):
+        for state, value in scored(SPSA(samples=8, delta=0.02), case, row, 200, margin):
             torch.testing.assert_close(state.x[0].double(), point, atol=2e-5, rtol=0)
             point = beside.send(value)
 
 
-def test_the_estimate_points_along_the_gradient():
+def test_the_estimate_points_along_the_gradient(scored):
     """With signs for directions the cosine is about sqrt(m / (m + d - 1)) for m = n / 2 pairs."""
     case, cosines = puzzle("linf"), []
     for row in range(8):
@@ -70,7 +58,7 @@ def test_the_estimate_points_along_the_gradient():
         truth = case.model.query(x, Access.GRADIENT)
         _, truth = Observation(batch, truth, batch.targeted, Access.GRADIENT).value_and_grad(margin)
         middle = type(case)(case.model, case.limit, x.expand(9, -1, -1, -1), case.y[one].expand(9), None)
-        for state, _ in states(SPSA(samples=50, delta=0.001), middle, row, 52):
+        for state, _ in scored(SPSA(samples=50, delta=0.001), middle, row, 52, margin):
             if int(state.k) == 51:
                 moved = state.mean.flatten().double()
                 cosines.append(float(moved @ truth.flatten().double() / moved.norm() / truth.double().norm()))

@@ -9,27 +9,9 @@ import torch
 
 from sparring.attacks.surfree import SurFree, smooth
 from sparring.core import noise
-from sparring.core.attack import Observation
-from sparring.core.batch import Batch
-from sparring.core.judge import Judge
 from sparring.core.threat import threat
 from sparring.engine.loop import run
 from sparring.testing import linear, puzzle
-
-
-def states(attack, case, row):
-    """Every state of one row, and whether the point that it asks about has the wanted class."""
-    one = slice(row, row + 1)
-    target = torch.full((1,), -1) if case.targets is None else case.targets[row]
-    batch = Batch(case.x[one], case.y[one], target, torch.tensor([77 + row]), case.limit)
-    state = attack.init(batch)
-    while True:
-        said = case.model.query(state.x, attack.needs)
-        hit = Judge().adversarial(batch, state.x, said)
-        yield state, bool(Judge().fooled(batch, said))
-        if state.done:
-            return
-        state = attack.step(batch, state, Observation(batch, said, hit, attack.needs))
 
 
 def reference(x0, key, bounds, angle, rho, signs):
@@ -78,7 +60,7 @@ def reference(x0, key, bounds, angle, rho, signs):
 
 @pytest.mark.parametrize("signs", [1, 3])
 @pytest.mark.parametrize("targeted", [False, True])
-def test_every_point_is_that_of_the_reference(targeted, signs):
+def test_every_point_is_that_of_the_reference(targeted, signs, states):
     case, turns = puzzle("l2", targeted=targeted), 0
     for row in range(6):
         beside = reference(case.x[row].double(), torch.tensor([77 + row]), (0.0, 1.0), 40.0, 0.9, signs)
@@ -109,7 +91,7 @@ def test_it_finds_the_closed_form(shape, rows, targeted):
     assert got.forward.tolist() == [1501] * rows
 
 
-def test_points_only_come_nearer():
+def test_points_only_come_nearer(states):
     case = puzzle("l2")
     for row in range(4):
         nearest = math.inf
