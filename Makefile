@@ -1,6 +1,6 @@
 # make demo      the whole story, one report         make test         everything that must hold
 # make check     lint, types, import contracts       make bench        side by side with the peers
-# make notebook  the four chapters in JupyterLab     make docker-test  build the images, run them
+# make notebook  the five chapters in JupyterLab     make docker-test  build the images, run them
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV   ?= .venv

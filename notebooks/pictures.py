@@ -68,6 +68,21 @@ def strips(*rows: Strip) -> None:
     plt.show()
 
 
+def trio(name: str, clean: Tensor, change: Tensor, attacked: Tensor, captions: Sequence[str]) -> None:
+    """Show an image (c, h, w), what was added (from -1 to 1) and the result in a row, each with its caption."""
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH / 2, 1.9))
+    figure.suptitle(name, x=0.01, ha="left", fontsize=10)
+    for at, image, caption, signed in zip(
+        axes, (clean, change, attacked), captions, (False, True, False), strict=True
+    ):
+        _bare(at)
+        shown = _draw(at, image, signed)
+        at.set_xlabel(caption, fontsize=8, labelpad=3)
+        if signed:
+            figure.colorbar(shown, ax=at, ticks=[-1, 0, 1], fraction=0.05, pad=0.02)
+    plt.show()
+
+
 def tiles(images: Tensor, captions: Sequence[str], title: str, colour: str = "black", columns: int = 8) -> None:
     """Show images in a grid under a title, with a caption under each."""
     lines = -(-len(images) // columns)

@@ -19,27 +19,42 @@ from sparring.core.threat import L0, L1, L2, Linf, Unbounded
 from sparring.core.verdict import Verdict
 from sparring.data import load
 from sparring.engine.outcome import Outcome
+from sparring.fitted.paste import Paste
+from sparring.fitted.patch import AdversarialPatch, fit_patch
+from sparring.fitted.universal import Universal, fit_universal
+from sparring.models.bpda import bpda
 from sparring.models.checkpoint import open_checkpoint
+from sparring.models.eot import EOT
 from sparring.models.wrap import wrap
+from sparring.transferability import Transfer, transfer
 
 __all__ = [
+    "EOT",
     "L0",
     "L1",
     "L2",
     "Access",
+    "AdversarialPatch",
     "Audit",
     "Comparison",
     "Judge",
     "Linf",
     "Outcome",
+    "Paste",
     "SparringError",
+    "Transfer",
     "Unbounded",
+    "Universal",
     "Verdict",
     "attack",
     "audit",
+    "bpda",
     "compare",
+    "fit_patch",
+    "fit_universal",
     "load",
     "open_checkpoint",
     "train",
+    "transfer",
     "wrap",
 ]

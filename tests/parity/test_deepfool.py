@@ -150,9 +150,10 @@ def test_targets_and_none_in_one_batch_do_not_disturb_each_other():
     model, x, y = curved()
     target = (y + 2) % CLASSES
     aimed, free = (play(DeepFool(), model, batch_of(model, "l2", x, y, t)) for t in (target, None))
-    mixed = play(DeepFool(), model, batch_of(model, "l2", x, y, torch.where(y % 2 == 0, target, -1)))
+    some = torch.arange(len(y)) % 2 == 0
+    mixed = play(DeepFool(), model, batch_of(model, "l2", x, y, torch.where(some, target, -1)))
     for row, points in enumerate(mixed):
-        for one, two in zip(points, (aimed if y[row] % 2 == 0 else free)[row], strict=True):
+        for one, two in zip(points, (aimed if some[row] else free)[row], strict=True):
             assert torch.equal(one, two)
 
 
@@ -174,6 +175,7 @@ def test_what_gives_no_direction_does_no_harm(norm):
     models = {
         "constant": lambda flat: 0.0 * flat + torch.tensor([1.0, 0.0, -1.0]),
         "nan": lambda flat: flat * torch.nan,
+        "nan with a slope": lambda flat: flat + torch.tensor([0.0, torch.nan, 0.0]),
         "tie": lambda flat: flat,
         "faint": lambda flat: 1e-30 * flat,
     }
@@ -186,6 +188,14 @@ def test_what_gives_no_direction_does_no_harm(norm):
     wrong = tied[1]  # class 0 leads in a tie, so a row of class 1 is wrong: it stays where it is
     assert len(wrong) == 2
     assert torch.equal(wrong[0], wrong[1])
+
+
+def test_it_takes_so_many_steps_and_no_more():
+    model = Probe(lambda flat: torch.cat([2.0 + 0 * flat[:, :1], flat[:, :1], -flat[:, 1:2]], 1))
+    x, y = torch.full((2, 1, 1, 3), 0.5), torch.zeros(2, dtype=torch.int64)
+    got = run(model, DeepFool(steps=6), threat("l2", 9.0), x, y)
+    assert not got.found.any()
+    assert got.forward.tolist() == [7, 7]
 
 
 def test_it_wants_two_classes():

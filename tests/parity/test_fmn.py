@@ -90,7 +90,8 @@ def algorithm_1(model: Probe, x0: Tensor, y: int, norm: str, attack: FMN, target
         else:
             shrunk = min(nearest, radius * (1 - gamma))
             estimate = length + abs(float(loss.detach())) / float(g.norm(DUAL[norm]))
-            grown = radius * (1 + gamma) if nearest < math.inf else estimate
+            beyond = 1.001 * estimate + 1e-5 * (model.bounds[1] - model.bounds[0])
+            grown = radius * (1 + gamma) if nearest < math.inf else beyond
         radius = min(shrunk if fooled else grown, eps)
         delta = onto_ball(delta - alpha * g / g.norm(), norm, radius)
         points.append(x0 + delta)
@@ -139,6 +140,25 @@ def test_it_breaks_just_what_the_ball_reaches(norm):
     for eps, wanted in ((0.499, False), (0.505, True)):
         limit = threat(norm, eps, case.model.bounds)
         assert run(case.model, FMN(), limit, case.x, case.y).found.tolist() == [wanted] * 4
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_it_is_not_left_at_a_tie(norm):
+    """On straight pieces an estimate that ends on the boundary would come back to it for ever, and never fool."""
+    weight, x = draw(3, 12, 3), 0.2 + 0.6 * noise.uniform(torch.arange(12), (1, 3, 4))
+    model = Probe(lambda flat: 10.0 * (flat - 0.5) @ weight)
+    y = model.query(x, Access.DECISION).labels
+    slopes = (weight[:, y].T[:, :, None] - weight).norm(DUAL[norm], dim=1)
+    logits = (x.flatten(1).double() - 0.5) @ weight
+    least = ((logits.gather(1, y[:, None]) - logits) / slopes).nan_to_num(math.inf).amin(1)
+    got = run(model, FMN(steps=20), threat(norm, 2.0), x, y)
+    assert got.found.all()
+    assert float((got.distance / least).min()) >= 1 - 1e-5
+    one = Probe(lambda flat: 10.0 * torch.cat([flat, 1.0 - flat], 1))
+    x = torch.tensor([0.1, 0.5, 0.57, 0.6, 0.9]).view(5, 1, 1, 1)  # 0.5 is a tie from the start
+    got = run(one, FMN(steps=50), threat(norm, 0.6), x, (x.flatten() < 0.5).long())
+    assert got.found.all()
+    torch.testing.assert_close(got.distance, (x.flatten() - 0.5).abs().double(), rtol=1e-3, atol=2e-5)
 
 
 def boxed(row: int, size: int = 12):

@@ -106,6 +106,23 @@ def test_every_point_is_that_of_algorithms_2_and_3(targeted, theta, strict):
     assert moved > 10
 
 
+@pytest.mark.parametrize(("eps", "gamma"), [(4.0, 1.0), (20.0, 0.2)])
+def test_where_the_budget_is_used_up_what_has_changed_may_change_further(eps, gamma):
+    """4 of 20 features, by either option; at 0.3 of the range a push they can take three more."""
+    case = puzzle("l0", targeted=True)
+    assert case.targets is not None
+    got = run(case.model, JSMA(theta=0.3, gamma=gamma), L0(eps), case.x, case.y, targets=case.targets)
+    further = 0
+    for row in range(len(case.x)):
+        clean = case.x[row].flatten().double()
+        wanted = algorithm_2(JSMA(theta=0.3), case.model, clean, int(case.targets[row]), 4)
+        if int((wanted[-1] != clean).sum()) > 4:
+            continue  # a pair of which one feature was changed before leaves room for half a pair
+        torch.testing.assert_close(got.best[row].flatten().double(), wanted[-1], rtol=0, atol=1e-6)
+        further += len(wanted) > 3
+    assert further
+
+
 @pytest.mark.parametrize("eps", [2.0, 3.0, 6.0])
 def test_no_more_features_change_than_eps(eps):
     """And the same with `gamma`, whichever is less."""
@@ -127,6 +144,14 @@ def test_one_query_and_two_gradients_a_pair():
     done = got.found
     assert done.sum() >= 4
     assert (got.backward[done] >= 2 * pairs[done]).all()
+
+
+@pytest.mark.parametrize(("theta", "start", "wanted"), [(1.0, 0.4, True), (-1.0, 0.4, False), (-1.0, 0.6, True)])
+def test_an_image_of_one_feature_has_no_pair_and_is_pushed_alone(theta, start, wanted):
+    model = Probe(lambda flat: 10.0 * torch.cat([flat, 1.0 - flat], 1))
+    x = torch.full((1, 1, 1, 1), start)
+    got = run(model, JSMA(theta=theta), L0(1.0), x, model.query(x, Access.DECISION).labels)
+    assert got.found.tolist() == [wanted]
 
 
 def test_where_no_pair_helps_it_ends():

@@ -13,7 +13,7 @@ from sparring.attacks.fgsm import FGSM
 from sparring.attacks.fooling import Fooling
 from sparring.attacks.pgd import PGD
 from sparring.core import noise
-from sparring.core.threat import L2, Linf, Unbounded
+from sparring.core.threat import L1, L2, Linf, Unbounded
 from sparring.engine.loop import run
 from sparring.models.torch import TorchModel
 
@@ -79,6 +79,31 @@ def test_pgd(norm, random_start, net, rows):
         torch.testing.assert_close(got.best[row : row + 1], point, rtol=0, atol=2e-6)
     assert got.found.any()
     assert not got.found.all()
+
+
+def test_pgd_in_l1(net, rows):
+    """A step goes to the steepest of the pixels that can still move; on digits most stand on a bound."""
+    x, y = rows
+    size, steps, limit = 0.3, 12, L1(2.0)
+    got = run(TorchModel(net), PGD(steps=steps, step_size=size, random_start=False), limit, x, y)
+    barred = 0
+    for row in range(len(x)):
+        clean, label = x[row : row + 1], int(y[row])
+        point = clean
+        for step in range(steps + 1):
+            if int(net(point).argmax()) != label or step == steps:
+                break
+            g = gradient(net, point, label).flatten()
+            at, far = point.flatten(), g.abs().argsort(descending=True).tolist()
+            stuck = [i for i in far if (g[i] > 0 and at[i] >= 1) or (g[i] < 0 and at[i] <= 0)]
+            first = next(i for i in far if i not in stuck)
+            barred += first != far[0]
+            moved = at.clone()
+            moved[first] += size * g[first].sign()
+            point = limit.project(moved.view_as(point), clean)
+        torch.testing.assert_close(got.best[row : row + 1], point, rtol=0, atol=2e-6)
+    assert barred > 10
+    assert got.found.any()
 
 
 @pytest.mark.parametrize("targeted", [False, True])

@@ -175,6 +175,39 @@ def test_what_gives_no_direction_does_no_harm():
             assert points.isfinite().all()
 
 
+def test_it_takes_so_many_steps_and_no_more():
+    model = Probe(lambda flat: torch.cat([2.0 + 0 * flat[:, :1], flat[:, :1], -flat[:, 1:2]], 1))
+    x, y = torch.full((2, 1, 1, 3), 0.5), torch.zeros(2, dtype=torch.int64)
+    got = run(model, SuperDeepFool(steps=6), L2(9.0), x, y)
+    assert not got.found.any()
+    assert got.forward.tolist() == [7, 7]
+
+
+def test_the_way_back_is_searched_by_false_position():
+    """The margin along it is bent, so that looks fall on both sides; the bracket is that of a plain loop."""
+
+    def margin(z: Tensor) -> Tensor:
+        away = z - 2.2
+        return away.sign() * away.abs().pow(1 / 3)
+
+    model = Probe(lambda flat: torch.stack([0 * flat[:, 0], margin(flat[:, 0])], 1), bounds=(-30.0, 30.0))
+    x, y = torch.zeros(1, 1, 1, 2), torch.tensor([0])
+    attack = SuperDeepFool(steps=200, search=7)
+    (points,) = play(attack, model, Batch(x, y, y - 1, y, L2(50.0, model.bounds)))
+    values = points[:, 0].double()
+    looks, end = values[-8:], float(values[-8])
+    part = [v / end for v in looks.tolist()]
+    low, high, below, above = 0.0, 1.0, float(margin(values[0])), float(margin(looks[0]))
+    sides = set()
+    for asked in part[1:]:
+        wanted = low + (high - low) * (0.1 + 0.9 * -below / (above - below))
+        assert asked == pytest.approx(wanted, rel=1e-4)
+        at = float(margin(torch.tensor(asked * end, dtype=torch.float64)))
+        sides.add(at > 0)
+        low, below, high, above = (low, below, asked, at) if at > 0 else (asked, at, high, above)
+    assert sides == {True, False}
+
+
 def test_it_wants_two_classes():
     with pytest.raises(UsageError, match="at least 2 classes"):
         SuperDeepFool(classes=1)

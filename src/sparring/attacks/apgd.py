@@ -123,7 +123,7 @@ class APGD:
         return after, torch.where(rows, state.best, state.x), torch.where(rows, state.best_gradient, gradient)
 
     def _move(self, batch: Batch, x: Tensor, gradient: Tensor, state: APGDState) -> Tensor:
-        """Equations 3 and 4: a projected step, mixed with the last move; the first step has no last move."""
+        """A projected step, mixed with the last move (algorithm 1); the first step has no last move."""
         ahead = batch.project(x + per_row(state.size, x) * batch.threat.steepest(gradient))
         share = per_row(torch.where(state.k > 0, self.momentum, 1.0), x)
         return batch.project(x + share * (ahead - x) + (1 - share) * (x - state.previous))

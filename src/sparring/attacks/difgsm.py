@@ -28,7 +28,7 @@ class DIFGSMState(State):
 
 @dataclass(frozen=True)
 class DIFGSM:
-    """MI-FGSM with the gradient of the loss at T(x), a random view: Xie et al. 2019, equations 5 to 7 (M-DI^2-FGSM).
+    """MI-FGSM with the gradient of the loss at T(x), a random view: Xie et al. 2019, section 3 (M-DI^2-FGSM).
 
     With `probability`, T resizes the image and pads it with zeros on all sides at random, else it leaves it alone;
     with `momentum` 0 it is DI^2-FGSM. Models here take one size only, so T shrinks the sides, to no less than `rate`

@@ -31,7 +31,7 @@ class EADState(State):
 class EAD:
     """Minimise c max(-margin, -confidence) + ||d||_2^2 + beta ||d||_1 by FISTA, and search for the least c.
 
-    Chen et al. 2018, algorithm 1 and equations 4 to 8: a gradient step on the smooth part, then shrinkage by `beta`
+    Chen et al. 2018, algorithm 1: a gradient step on the smooth part, then shrinkage by `beta`
     and the bounds. The step falls from `step_size` to 0 as a square root. `steps` are those of one of the
     `searches` over c, which start at `weight`, multiply by ten until one fools, and then halve the interval.
     """
@@ -77,7 +77,7 @@ class EAD:
         return replace(after, x=torch.where(per_row(done, y), batch.project(y), after.x), done=done)
 
     def _shrink(self, batch: Batch, z: Tensor) -> Tensor:
-        """Equation 5: towards the clean image by `beta`, pixel by pixel, and into the bounds."""
+        """Shrinkage: towards the clean image by `beta`, pixel by pixel, and into the bounds."""
         delta = z - batch.x
         return batch.threat.clip(batch.x + delta.sign() * (delta.abs() - self.beta).clamp_min(0.0))
 

@@ -28,7 +28,7 @@ class FAB:
     """Step onto the linearised boundary, leaning towards the clean image; where the net is fooled, draw back too.
 
     Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
-    algorithm 1: equation 9 with alpha_max and eta, and the backward step by beta, which here goes with the next
+    algorithm 1: its step with alpha_max and eta, and the backward step by beta, which here goes with the next
     step onto the boundary and so costs no look of its own. It finds its way where
     gradients vanish inside the ball and return beyond. Here it ends when a legal point fools, has one try,
     and takes no final search. Projections onto the plane and the bounds together are exact in L1, and in L2
@@ -56,6 +56,7 @@ class FAB:
     def step(self, batch: Batch, state: FABState, seen: Observation) -> FABState:
         """Draw back, or go on to the boundary."""
         value, gradient = seen.value_and_grad(named(self.loss))
+        value = value.nan_to_num(0.0)
         origin, x = batch.x, state.x
         norm, bounds = batch.threat.norm, batch.threat.bounds
         behind = -value + (gradient * (x - origin)).flatten(1).sum(1)  # what is missing as seen from the clean image

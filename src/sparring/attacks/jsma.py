@@ -70,7 +70,7 @@ class JSMA:
         pair, saliency = best_pair(gain, relief)
         found = saliency > 0
         if not self.strict:
-            most = gain.topk(2, dim=1)
+            most = gain.topk(min(2, gain.shape[1]), dim=1)  # an image may have one feature only
             pair = torch.where(found[:, None], pair, most.indices)
             found = found | (most.values.sum(1).isfinite() & (towards != 0).flatten(1).any(1))
         push = torch.zeros_like(x).scatter(1, pair, self.theta * (high - low)) * found[:, None]

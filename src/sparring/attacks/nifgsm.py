@@ -28,7 +28,7 @@ class NIFGSMState(State):
 class NIFGSM:
     """g <- momentum g + gradient(x + step momentum g) / ||.||_1; x <- project(x + step sign(g)).
 
-    Lin et al. 2020, equations 6 to 8. The point ahead is clipped to the pixel range; `step_size` left out is
+    Lin et al. 2020, section 3, NI-FGSM. The point ahead is clipped to the pixel range; `step_size` left out is
     eps / steps.
     """
 

@@ -30,9 +30,9 @@ class PDGDState(State):
 class PDGD:
     """Descend lambda_0 ||d||_2 + lambda_1 softplus(max(-margin, 0)) on d, and climb on the lambdas, which sum to 1.
 
-    Matyasko and Chau 2021, algorithm 1. Adam takes the steps on d, which fall from `step_size` to a hundredth of
-    it; log(lambda_1 / lambda_0) goes up by `dual_step` where the point does not fool and down where it does, and
-    its softmax is averaged over steps.
+    Matyasko and Chau 2021, primal-dual gradient descent. Adam takes the steps on d, which fall from `step_size` to a
+    hundredth of it; log(lambda_1 / lambda_0) goes up by `dual_step` where the point does not fool and down where it
+    does, and its softmax is averaged over steps. `step_size` is in units of the input, and suits a range of 1.
     """
 
     steps: int = 500

@@ -32,10 +32,11 @@ class PDPGDState(State):
 class PDPGD:
     """Descend softplus(max(-margin, 0)), then take the proximal step of lambda_0 / lambda_1 times the norm.
 
-    Matyasko and Chau 2021, algorithm 2: as PDGD, but the norm, which may have no gradient, comes in by its proximal
-    operator in Adam's metric (Melchior et al. 2019, arXiv:1910.10094), which is solved here, not iterated. In L0
-    features count, not pixels, and the operator is that of L1, whose images differ in few features too: L0's own,
-    `hard`, cuts off at a threshold, and finds many more. `ratio`, left out, is 1, or 0.01 with `hard` in L0.
+    Matyasko and Chau 2021, primal-dual proximal gradient descent: as PDGD, but the norm, which may have no gradient,
+    comes in by its proximal operator in Adam's metric (Melchior et al. 2019, arXiv:1910.10094), which is solved here,
+    not iterated. In L0 features count, not pixels, and the operator is that of L1, whose images differ in few
+    features too: L0's own, `hard`, cuts off at a threshold, and finds many more. `ratio`, left out, is 1, or 0.01
+    with `hard` in L0. `step_size` is in units of the input, for a range of 1.
     """
 
     steps: int = 500

@@ -25,7 +25,7 @@ class PGDState(State):
 class PGD:
     """x <- project(x + step * steepest(gradient)): Madry et al. 2018, section 2.1.
 
-    `step_size` is in the units of the input; left out, it is 2.5 eps / steps (Madry et al., section B).
+    `step_size` is in the units of the input; left out, it is 2.5 eps / steps (their own tests in L2).
     """
 
     steps: int = 40

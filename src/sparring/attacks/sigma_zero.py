@@ -29,7 +29,7 @@ class SigmaZeroState(State):
 class SigmaZero:
     """Descend max(-margin, 0) + sum d^2 / (d^2 + sigma) / size, and undo the small changes after each step.
 
-    Cina et al. 2025, algorithm 1 and equations 3 to 5: the gradient is divided by its largest entry, the step falls
+    Cina et al. 2025, algorithm 1: the gradient is divided by its largest entry, the step falls
     from `step_size` to a tenth of it along a cosine, and the threshold below which changes are undone grows by
     `pace` times the step where the point fools and falls by as much where not. Changes d are in units of the pixel
     range. As in the authors' code the step is Adam's; `adam=False` takes the plain one.

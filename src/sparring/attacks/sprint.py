@@ -31,12 +31,12 @@ class SprintState(State):
 class Sprint:
     """PGD on the margin with APGD's momentum, its step falling evenly from `first` eps to nothing.
 
-    The move is equations 3 and 4 of Croce and Hein 2020 (momentum 0.75). The margin does not saturate as
+    The move is that of Croce and Hein 2020, algorithm 1 (momentum 0.75). The margin does not saturate as
     cross-entropy does, and a step that falls on a plan needs no checkpoints (Ma et al. 2020, "Imbalanced
-    gradients", section 4). `start` is where it begins: `clean`, `given`, `random`, or `blocks`: every
+    gradients"). `start` is where it begins: `clean`, `given`, `random`, or `blocks`: every
     square of `side` pixels pushed up or down as a whole, as far as the ball allows. With `wide` above 1 the
     ball is at first so many times as wide, and shrinks evenly to its size over the first three fifths of the
-    steps (in L1: Croce and Hein 2021, "Mind the box", section 4). In L2 and L1 gradients that vanish inside
+    steps (in L1: Croce and Hein 2021, "Mind the box"). In L2 and L1 gradients that vanish inside
     the ball return beyond it, and a random start there is nearer to another class than any inside.
     """
 

@@ -37,7 +37,7 @@ class SuperDeepFoolState(State):
 class SuperDeepFool:
     """Walk with DeepFool until the model is fooled, project r onto the boundary's normal there; again if need be.
 
-    Abdollahpoor et al. 2023, SDF(inf, 1), the multi-class algorithm: x = x_0 + (r . w / |w|^2) w with w the
+    Abdollahpoorrostam et al. 2023, SDF(inf, 1) for many classes: x = x_0 + (r . w / |w|^2) w with w the
     gradient of the margin where the walk ended; a walk that follows begins at x, as in the paper (the authors'
     code adds the projections up). Where the bounds are in the way x may never fool: after `walks` walks the end of
     the last one stands for it. Once x fools, `search` looks are spent on the way back to the clean image, by
@@ -54,7 +54,7 @@ class SuperDeepFool:
     version: ClassVar[int] = 1
     needs: ClassVar[Access] = Access.GRADIENT
     norms: ClassVar[tuple[str, ...]] = ("l2", "unbounded")
-    paper: ClassVar[str] = "Abdollahpoor et al. 2023, arXiv:2303.12481"
+    paper: ClassVar[str] = "Abdollahpoorrostam et al. 2023, arXiv:2303.12481"
     minimizes: ClassVar[bool] = True
     needs_target: ClassVar[bool] = False
 

@@ -27,7 +27,7 @@ class TIFGSMState(State):
 
 @dataclass(frozen=True)
 class TIFGSM:
-    """MI-FGSM with the gradient convolved with a Gaussian: Dong et al. 2019, equations 7 to 9; momentum 0 is TI-BIM.
+    """MI-FGSM with the gradient convolved with a Gaussian: Dong et al. 2019, section 3; momentum 0 is TI-BIM.
 
     `kernel` is the odd width of the Gaussian in pixels; left out, it is 15 as in the paper, or for images narrower
     than 60 pixels the largest odd number within a quarter of the shorter side: a wider one would leave nothing of

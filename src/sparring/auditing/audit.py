@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -20,10 +21,11 @@ from sparring.auditing.cascade import Profile
 from sparring.auditing.cascade import profile as named_profile
 from sparring.auditing.evidence import Evidence
 from sparring.auditing.hunt import Front, Setting
+from sparring.auditing.measuring import VERSION, measure
 from sparring.auditing.plan import common
 from sparring.auditing.run import Run
 from sparring.auditing.search import Search, Tell
-from sparring.auditing.standing import ERROR, WAITING, Standing
+from sparring.auditing.standing import BROKEN, ERROR, WAITING, Standing
 from sparring.auditing.summary import row_ids, summarise, write_rows
 from sparring.auditing.victim import Victim, meet
 from sparring.core.errors import UsageError
@@ -100,13 +102,26 @@ class Audit:
 
     def witnesses(self) -> dict[int, Tensor]:
         """The adversarial image (c, h, w) of every broken row by id, as stored."""
-        found: dict[int, Tensor] = {}
         evidence = Evidence(Run.open(self.run))
-        for name, shard in evidence.shards():
-            if shard.stage and shard.label:
-                images = evidence.images(name)
-                found |= dict(zip(images["ids"].tolist(), images["exact"], strict=True))
-        return found
+        standing = Standing.of(evidence)
+        return standing.images(evidence, (standing.state == BROKEN).nonzero().squeeze(1), nearest=False)
+
+    def distances(self) -> dict[int, float]:
+        """The smallest distance found of every row by id: 0 where misclassified, infinite where none was found."""
+        run, standing = self._measured()
+        found = dict(zip(standing.ids.tolist(), standing.reach.tolist(), strict=True))
+        return dict.fromkeys(row_ids(run), math.inf) | found
+
+    def nearest(self) -> dict[int, Tensor]:
+        """The image (c, h, w) at that distance of every row by id, as stored; none of rows that are misclassified."""
+        run, standing = self._measured()
+        return standing.images(Evidence(run), (standing.near >= 0).nonzero().squeeze(1), nearest=True)
+
+    def _measured(self) -> tuple[Run, Standing]:
+        run = Run.open(self.run)
+        if not run.plan["settings"].get("distances"):
+            raise UsageError("this audit looked for no distances; run it with distances=True (--distances)")
+        return run, Standing.of(Evidence(run))
 
 
 def audit(
@@ -119,6 +134,7 @@ def audit(
     limit: int | None = None,
     budget: float | None = None,
     eight_bit: bool = False,
+    distances: bool = False,
     width: int | None = None,
     device: str = "cpu",
     out: Path | str | None = None,
@@ -130,7 +146,9 @@ def audit(
     `model` is anything that `sparring.wrap` takes; `data` may be images (n, c, h, w) in the model's pixel range
     with labels (n,). The same call with the same `out` goes on where a run was cut short; without `out` the run
     folder lasts as long as the result. `budget` is in seconds. With `eight_bit` only images that survive as
-    8-bit files count. `tell` is told what is going on, rows done, and of how many.
+    8-bit files count. With `distances` every row that is right when untouched also gets the smallest perturbation
+    that could be found, and the figures the whole curve of robust accuracy over eps. `tell` is told what is going
+    on, rows done, and of how many.
     """
     if budget is not None and not budget > 0:
         raise UsageError(f"expected a budget above 0 seconds, got {budget}")
@@ -154,9 +172,9 @@ def audit(
             (lambda: False) if deadline is None else (lambda: time.monotonic() > deadline),
         )
         about = {"model": name or type(queried).__name__, "model_digest": digest_of(queried)}
-        run = Run.create(folder, "audit", about | _asked(setting, victim, plan, images))
+        run = Run.create(folder, "audit", about | _asked(setting, victim, plan, images, distances))
         search = Search(setting, plan, images, run, tell)
-        finished = search.work()
+        finished = search.work() and (not distances or measure(search))
         _afterwards(search, queried, victim, finished)
         audit = Audit(run.path, conclude(run))
         weakref.finalize(audit, undo.pop_all().close)  # what is temporary lasts as long as the result
@@ -172,10 +190,11 @@ def conclude(run: Run) -> dict[str, Any]:
     return figures
 
 
-def _asked(setting: Setting, victim: Victim, plan: Profile, images: Images) -> dict[str, Any]:
+def _asked(setting: Setting, victim: Victim, plan: Profile, images: Images, distances: bool) -> dict[str, Any]:
     """What is asked for: all that must be the same when the run is taken up."""
     threat = setting.threat
     settings = {"threat": repr(threat), "profile": asdict(plan), "profile_version": plan.version}
+    settings |= {"distances": {"version": VERSION}} if distances else {}
     return {
         "data": images.name,
         "rows": {"test": len(images)},
@@ -218,7 +237,8 @@ def _afterwards(search: Search, model: Model, victim: Victim, finished: bool) ->
         told = {"signs": [asdict(sign) for sign in signs], "rows": len(x), "seconds": time.monotonic() - began}
         if not stop():
             run.record("checklist", {**told, **asdict(cost)})
-    if not run.figures("curve") and not stop() and search.plan.name != "quick" and setting.threat.eps:
+    drawn_anyway = search.plan.name == "quick" or run.plan["settings"].get("distances")
+    if not run.figures("curve") and not stop() and not drawn_anyway and setting.threat.eps:
         began = time.monotonic()
         search.tell("curve", 0, 1)
         front = Front(x, y, ids, x, torch.full((len(x),), -torch.inf, device=x.device))

@@ -47,6 +47,7 @@ class Shard:
     truth: list[int] = field(default_factory=list)  # true labels, in stage 0
     seconds: float = 0.0
     complete: bool = True  # False: rows that a stop left unsettled; they only cost
+    nearer: list[int] | None = None  # in a stage that looks for distances: ids of the rows whose image is stored
 
 
 class Evidence:
@@ -92,7 +93,8 @@ class Evidence:
         """Make a shard count."""
         if shard.stage and not shard.label:
             (self.folder / f"{name}.safetensors").unlink(missing_ok=True)  # of a try that a crash cut short
-        write_json(self.folder / f"{name}.json", asdict(shard), indent=None)
+        told = {key: value for key, value in asdict(shard).items() if value is not None}
+        write_json(self.folder / f"{name}.json", told, indent=None)
 
     def images(self, name: str) -> dict[str, Tensor]:
         """The images of a shard that broke rows."""

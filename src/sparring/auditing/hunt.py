@@ -13,7 +13,7 @@ from sparring.attacks.square import Square
 from sparring.core.attack import Attack
 from sparring.core.batch import Batch, Rows
 from sparring.core.judge import Judge
-from sparring.core.model import Access, Model
+from sparring.core.model import Access, Model, passes
 from sparring.core.threat import Threat
 from sparring.engine.loop import Task, search
 from sparring.engine.outcome import Ledger
@@ -118,7 +118,7 @@ class Hunt:
         setting = self.setting
         width = setting.known.fitting(len(once), setting.width, Access.SCORE)
         judged = replay(setting.model, JUDGE, rows, self.best[once], width)
-        self.forward[once] += 1
+        self.forward[once] += passes(setting.model)
         if judged.logits is None:
             return torch.full_like(at, -1)
         logits = judged.logits[back].nan_to_num(-torch.inf).scatter(1, self.y[at][:, None], -torch.inf)

@@ -29,7 +29,7 @@ from sparring.core import losses, noise
 from sparring.core.attack import Attack
 from sparring.core.batch import Batch
 from sparring.core.judge import Judge
-from sparring.core.model import Access, Model
+from sparring.core.model import Access, Model, passes
 from sparring.core.threat import Linf, Threat
 from sparring.engine import width as widths
 from sparring.engine.asking import ask
@@ -161,7 +161,7 @@ class _Bench:
     def judge(self, rows: Batch, points: Tensor) -> Judged:
         """What model and judge say of `points` (m, ...)."""
         self.hurry()
-        self.forward += len(points)
+        self.forward += len(points) * passes(self.model)
         return replay(self.model, Judge(), rows, points, self._fit(len(points)))
 
     def search(
@@ -192,7 +192,7 @@ class _Bench:
     def _pull(self, part: Tensor) -> tuple[Tensor, Tensor]:
         """The same for the rows at `part` (m,), in one query; cross-entropy is asked where the margin is silent."""
         rows = self.rows(self.threat).take(part)
-        self.forward += len(part)
+        self.forward += len(part) * passes(self.model)
         answer = ask(self.model, rows.x, Access.GRADIENT)
         blind = torch.zeros_like(part, dtype=torch.bool)
         blind[list(answer.failed)] = True
@@ -203,7 +203,7 @@ class _Bench:
             leaf = said.logits.detach().nan_to_num().requires_grad_()
             with torch.enable_grad():
                 (cotangent,) = torch.autograd.grad(loss(leaf, rows).sum(), leaf)
-            self.backward += len(part)
+            self.backward += len(part) * passes(self.model)
             try:
                 flat = said.vjp(cotangent, keep=loss is losses.margin).flatten(1)
             except RuntimeError as error:  # the logits hang on parameters only, not on the image
@@ -277,7 +277,7 @@ def _dynamic_computation(bench: _Bench, answered: Tensor) -> Sign:
     bench.hurry()
     table = answered.nonzero().squeeze(1)
     few = table[bench.ids[table].argsort()[:FEW]]
-    bench.forward += len(few)
+    bench.forward += len(few) * passes(bench.model)
     with _autograd_calls() as calls:
         ask(bench.model, bench.x[few], min(bench.model.access, Access.SCORE))
     finding = f"While it answered one query for scores, the model called autograd {len(calls)} times."

@@ -26,7 +26,7 @@ from sparring.core.files import write_atomic
 from sparring.core.plan import check_same
 
 SCHEMA = 1
-_KINDS = ("json", "safetensors", "csv", "html")  # of the files that a run writes
+_KINDS = ("json", "safetensors", "csv", "html", "svg", "png")  # of the files that a run writes
 
 
 @contextmanager
@@ -97,11 +97,20 @@ class Run:
     def record(self, section: str, figures: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Store one section; its images first, so that figures never stand without them."""
         if tensors:
-            held = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-            with writing(self.path / "evidence"):
-                write_atomic(self.path / "evidence" / f"{section}.safetensors", save(held))
+            self.keep(section, tensors)
         write_json(self.path / "evidence" / f"{section}.json", dict(figures))
         self.event("section", name=section)
+
+    def keep(self, section: str, tensors: Mapping[str, Tensor]) -> None:
+        """Store the tensors of a section whose figures are yet to come."""
+        held = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        self.write(f"evidence/{section}.safetensors", save(held))
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Write a file of the run, whole or not at all."""
+        with writing(self.path):
+            write_atomic(self.path / name, data)
+        return self.path / name
 
     def figures(self, section: str) -> dict[str, Any] | None:
         """The figures of a section, or None if the run has no such section."""

@@ -15,8 +15,9 @@ from sparring.auditing.evidence import Evidence, Shard, as_json
 from sparring.auditing.hunt import JUDGE, Front, Hunt, Setting
 from sparring.auditing.run import Run
 from sparring.auditing.standing import BROKEN, CERTIFIED, ERROR, HELD, MISCLASSIFIED, STATES, WAITING, Standing
-from sparring.core.batch import Batch
-from sparring.core.model import Access
+from sparring.core.batch import Batch, per_row
+from sparring.core.model import Access, Model, fresh, passes
+from sparring.core.threat import Threat
 from sparring.data.images import Images
 from sparring.engine.replay import Judged, replay
 
@@ -47,7 +48,7 @@ class Search:
 
     def work(self) -> bool:
         """Go through all stages; returns whether there was time for all of them."""
-        self._take_up(0)
+        self.take_up(0)
         if not self._clean():
             return False
         cascade = Cascade(self.plan, self.setting.threat.norm, self.setting.gradients)
@@ -55,7 +56,7 @@ class Search:
         while (stage := cascade.next(len(self.standing.held), fell)) is not None:
             held = self.standing.held
             chosen = held[nearest(self.standing.gap[held], self.standing.ids[held], stage.rows)]
-            self._take_up(stage.number)
+            self.take_up(stage.number)
             if not self._stage(stage, chosen):
                 return False
             fell = self.standing.fell[stage.number]
@@ -63,12 +64,12 @@ class Search:
         self.evidence.forget(set(self.standing.names))
         return True
 
-    def _take_up(self, number: int) -> None:
+    def take_up(self, number: int) -> None:
         """Apply the shards that a stage has on disk."""
         for name, shard in self._later.pop(number, []):
             self.standing.apply(name, shard)
 
-    def _chunks(self, chosen: Tensor, widening: int) -> list[Tensor]:
+    def chunks(self, chosen: Tensor, widening: int) -> list[Tensor]:
         """The next rows to work on, few enough for memory and for a crash to cost little."""
         fits = _PIXELS // max(1, self.images.x[0].numel()) // widening
         self.began = time.monotonic()
@@ -80,14 +81,14 @@ class Search:
         while len(waiting := (self.standing.state == WAITING).nonzero().squeeze(1)):
             if self.setting.stop():
                 return False
-            at = self._chunks(waiting, 1)[0]
+            at = self.chunks(waiting, 1)[0]
             self._look(at)
             self.tell("clean images", len(self.images) - len(waiting) + len(at), len(self.images))
         return True
 
     def _look(self, at: Tensor) -> None:
         x, y = self.to(self.images.x[at]), self.to(self.images.y[at])
-        judged = self._judge(x, y, x)
+        judged = self._judge(x, y, x, self.setting.model, self.setting.threat)
         state = torch.where(judged.hit, MISCLASSIFIED, HELD).cpu()
         if not self.setting.threat.eps:  # the ball holds the clean image alone, and that was looked at
             state[state == HELD] = CERTIFIED
@@ -98,14 +99,14 @@ class Search:
             rows = Batch(x, y, aim, aim, self.setting.threat)
             gap = JUDGE.shortfall(rows, judged.logits).cpu().nan_to_num(0.0)
         ids = self.images.ids[at]
-        self._commit(
+        self.commit(
             Shard(
                 stage=0,
                 name="clean images",
                 ids=ids.tolist(),
                 state=[STATES[code] for code in state.tolist()],
                 gap=gap.tolist(),
-                forward=[1] * len(at),
+                forward=[passes(self.setting.model)] * len(at),
                 backward=[0] * len(at),
                 errors={str(int(ids[row])): why for row, why in judged.failed.items()},
                 label=judged.label.tolist(),
@@ -123,7 +124,7 @@ class Search:
                 return True
             if self.setting.stop():
                 return False
-            at = self._chunks(left, stage.chains)[0]
+            at = self.chunks(left, stage.chains)[0]
             x = self.images.x[at]
             best = self.standing.closest(at, x, self.evidence)
             front = Front(x, self.images.y[at], self.images.ids[at], best, self.standing.gap[at])
@@ -134,7 +135,11 @@ class Search:
         """Store what a hunt found, judge it again from there, and write its word."""
         name, ids = self.evidence.fresh(stage.number), self.images.ids[at]
         won = hunt.found.cpu().nonzero().squeeze(1)
-        confirmed, said = self._confirm(name, ids[won], hunt, won)
+        there = self.to(won)
+        confirmed, said = self.confirm(
+            name, ids[won], hunt.x[there], hunt.y[there], hunt.best[there], self.setting.threat
+        )
+        hunt.forward[there] += 2 * passes(fresh(self.setting.model))
         moved = won[~confirmed]
         won = won[confirmed]
         state = torch.full((len(at),), HELD)
@@ -150,7 +155,7 @@ class Search:
         place = {int(row): number for number, row in enumerate(won.tolist())}
         forward, backward = hunt.forward.cpu(), hunt.backward.cpu()
         broken = [place[row] for row in rows.tolist() if row in place]
-        self._commit(
+        self.commit(
             Shard(
                 stage=stage.number,
                 name=stage.name,
@@ -172,39 +177,47 @@ class Search:
                 "forward": forward[rest].tolist(),
                 "backward": backward[rest].tolist(),
             }
-            self._commit(Shard(stage.number, stage.name, **told, state=[], gap=[], complete=False))
+            self.commit(Shard(stage.number, stage.name, **told, state=[], gap=[], complete=False))
 
-    def _confirm(self, name: str, ids: Tensor, hunt: Hunt, won: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """Judge what was found again, from the disk: (m,) confirmed, and what is said of those that are."""
+    def confirm(
+        self, name: str, ids: Tensor, x: Tensor, y: Tensor, exact: Tensor, limit: Threat
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Judge images `exact` (m, ...) within `limit` again, from the disk, two passes each.
+
+        Returns (m,) confirmed, and what is said of those that are. One inside the audited ball must stay there as an
+        8-bit file to survive as one.
+        """
         said: dict[str, Any] = {"label": [], "confidence": [], "distance": [], "eight_bit": []}
-        if not len(won):
+        if not len(ids):
             return torch.ones(0, dtype=torch.bool), said
-        low, high = self.setting.threat.bounds
-        x, y, exact = hunt.x[won], hunt.y[won], hunt.best[won]
-        rounded = self.setting.threat.quantise(exact, x)
+        threat = self.setting.threat
+        low, high = threat.bounds
+        inside = threat.contains(exact, x)
+        rounded = torch.where(per_row(inside, x), threat.quantise(exact, x), limit.quantise(exact, x))
         levels = ((rounded - low) * (255.0 / (high - low))).round().to(torch.uint8)
         stored = self.evidence.store_images(name, {"ids": ids, "exact": exact, "eight_bit": levels})
-        again = self._judge(x, y, self.to(stored["exact"]))
-        saved = self._judge(x, y, self.to(stored["eight_bit"].float() / 255.0 * (high - low) + low))
-        hunt.forward[won] += 2
-        confirmed = (again.hit & saved.hit if self.setting.eight_bit else again.hit).cpu()
+        model, decoded = fresh(self.setting.model), self.to(stored["eight_bit"].float() / 255.0 * (high - low) + low)
+        again = self._judge(x, y, self.to(stored["exact"]), model, limit)
+        saved = self._judge(x, y, decoded, model, limit)
+        survives = saved.hit & (~inside | threat.contains(decoded, x))
+        confirmed = (again.hit & survives if self.setting.eight_bit else again.hit).cpu()
         if not confirmed.all():
             kept = {key: value[confirmed] for key, value in stored.items()}
             self.evidence.store_images(name, kept)
-        distance = self.setting.threat.distance(self.to(stored["exact"]), x)
+        distance = threat.distance(self.to(stored["exact"]), x)
         at = confirmed.nonzero().squeeze(1).tolist()
         said["label"] = [int(again.label[row]) for row in at]
         said["confidence"] = [as_json(again.score[row]) for row in at]
         said["distance"] = [as_json(distance[row]) for row in at]
-        said["eight_bit"] = [bool(saved.hit[row]) for row in at]
+        said["eight_bit"] = [bool(survives[row]) for row in at]
         return confirmed, said
 
-    def _judge(self, x: Tensor, y: Tensor, points: Tensor) -> Judged:
+    def _judge(self, x: Tensor, y: Tensor, points: Tensor, model: Model, limit: Threat) -> Judged:
         aim, setting = torch.full_like(y, -1), self.setting
         width = setting.known.fitting(len(y), setting.width, Access.SCORE)
-        return replay(setting.model, JUDGE, Batch(x, y, aim, aim, setting.threat), points, width)
+        return replay(model, JUDGE, Batch(x, y, aim, aim, limit), points, width)
 
-    def _commit(self, shard: Shard, name: str = "") -> None:
+    def commit(self, shard: Shard, name: str = "") -> None:
         name = name or self.evidence.fresh(shard.stage)
         if shard.complete:
             seconds = time.monotonic() - self.began

@@ -41,6 +41,9 @@ class Standing:
         self.clean_confidence = torch.full((n,), torch.nan, dtype=torch.float64)
         self.confidence, self.distance = self.clean_confidence.clone(), self.clean_confidence.clone()
         self.eight_bit = torch.zeros(n, dtype=torch.bool)
+        self.reach = torch.full((n,), torch.inf, dtype=torch.float64)  # the smallest distance found
+        self.near, self.near_image = torch.full((n,), -1), torch.full((n,), -1)  # its shard, and its place there
+        self.measured = torch.full((n,), -1)  # stage of the last word on distances
         self.moved = torch.zeros(n, dtype=torch.bool)
         self.names: list[str] = []  # of shards, by number
         self.stages: dict[int, str] = {}  # what was tried, by stage
@@ -87,9 +90,12 @@ class Standing:
         self.names.append(name)
         self.stages[shard.stage] = shard.name
         state = torch.tensor([STATES.index(word) for word in shard.state], dtype=torch.int8)
+        self.tried[shard.stage] += len(at)
+        if shard.nearer is not None:
+            self._come_nearer(at, state, shard, number)
+            return
         self.state[at], self.stage[at], self.shard[at] = state, shard.stage, number
         self.gap[at] = torch.tensor(shard.gap, dtype=torch.float32)
-        self.tried[shard.stage] += len(at)
         self.fell[shard.stage] += int((state == BROKEN).sum())
         holding = at[state == HELD]
         if shard.stage:
@@ -104,11 +110,30 @@ class Standing:
         score = torch.tensor([torch.nan if c is None else c for c in shard.confidence], dtype=torch.float64)
         if shard.stage == 0:
             self.clean_label[at], self.clean_confidence[at] = label, score
+            self.reach[at[self.state[at] == MISCLASSIFIED]] = 0.0
             return
         self.label[at], self.confidence[at] = label, score
         self.distance[at] = torch.tensor([torch.nan if d is None else d for d in shard.distance], dtype=torch.float64)
         self.eight_bit[at] = torch.tensor(shard.eight_bit, dtype=torch.bool)
         self.image[at] = torch.arange(len(at))
+        self.reach[at], self.near[at], self.near_image[at] = self.distance[at], self.shard[at], self.image[at]
+
+    def _come_nearer(self, at: Tensor, state: Tensor, shard: Shard, number: int) -> None:
+        """Take a word on distances: it moves no verdict but that of a row that held and is broken by its image."""
+        self.measured[at] = shard.stage
+        near, place = self.at(torch.tensor(shard.nearer, dtype=torch.int64)), torch.arange(len(shard.nearer or ()))
+        self.reach[near] = torch.tensor(shard.distance, dtype=torch.float64)
+        self.near[near], self.near_image[near] = number, place
+        fell = torch.zeros_like(self.moved)
+        fell[at] = (state == BROKEN) & (self.state[at] != BROKEN)
+        fresh, place = near[fell[near]], place[fell[near]]
+        self.fell[shard.stage] += len(fresh)
+        self.state[fresh], self.stage[fresh], self.gap[fresh] = BROKEN, shard.stage, 0.0
+        self.shard[fresh], self.image[fresh], self.distance[fresh] = number, place, self.reach[fresh]
+        self.label[fresh] = torch.tensor(shard.label, dtype=torch.int64)[place]
+        score = [torch.nan if c is None else c for c in shard.confidence]
+        self.confidence[fresh] = torch.tensor(score, dtype=torch.float64)[place]
+        self.eight_bit[fresh] = torch.tensor(shard.eight_bit, dtype=torch.bool)[place]
 
     def closest(self, at: Tensor, x: Tensor, evidence: Evidence) -> Tensor:
         """(m, c, h, w) where the rows at `at` (m,) with clean images `x` came closest."""
@@ -118,6 +143,21 @@ class Standing:
             if number >= 0:
                 best[mine] = evidence.closest(self.names[number], self.place[at[mine]])
         return best
+
+    def nearest(self, at: Tensor, x: Tensor, evidence: Evidence) -> Tensor:
+        """(m, c, h, w) the nearest adversarial images of the rows at `at` (m,), or their clean images `x`."""
+        found = self.images(evidence, at[self.near[at] >= 0], nearest=True)
+        return torch.stack([found.get(row, clean) for row, clean in zip(self.ids[at].tolist(), x, strict=True)])
+
+    def images(self, evidence: Evidence, at: Tensor, *, nearest: bool) -> dict[int, Tensor]:
+        """By id the stored images (c, h, w) of rows `at` (m,): the nearest, or those that decided the verdict."""
+        shard, place = (self.near, self.near_image) if nearest else (self.shard, self.image)
+        found: dict[int, Tensor] = {}
+        for number in torch.unique(shard[at]).tolist():
+            mine = at[shard[at] == number]
+            exact = evidence.images(self.names[number])["exact"][place[mine]]
+            found |= dict(zip(self.ids[mine].tolist(), exact, strict=True))
+        return found
 
     def stale(self) -> set[str]:
         """Shards whose closest points are all superseded."""

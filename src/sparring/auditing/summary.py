@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sparring.auditing.distances import spread
 from sparring.auditing.evidence import Evidence, as_json
 from sparring.auditing.intervals import clopper_pearson
 from sparring.auditing.run import Run, writing
@@ -59,7 +60,12 @@ def summarise(run: Run) -> dict[str, Any]:
         "confusion": _confusion(standing, len(plan["classes"])),
         "errors": _errors(standing),
         "confidence": _confidence(standing),
-    }
+    } | ({"distances": spread(standing, rows, plan["eps"])} if measured(run) else {})
+
+
+def measured(run: Run) -> bool:
+    """Was the run to look for the smallest distances?"""
+    return bool(run.plan["settings"].get("distances"))
 
 
 def _share(values: torch.Tensor) -> float | None:
@@ -137,30 +143,47 @@ def row_ids(run: Run) -> list[int]:
     return list(range(run.plan["rows"]["test"])) if ids is None else ids
 
 
+def _nearest(standing: Standing, place: int) -> str:
+    """Where the image of a row's smallest distance is stored."""
+    number = int(standing.near[place])
+    if number < 0:
+        return ""
+    return f"evidence/rows/{standing.names[number]}.safetensors#exact[{int(standing.near_image[place])}]"
+
+
 def write_rows(run: Run) -> Path:
-    """Rebuild `rows.csv`: a line for every row."""
+    """Rebuild `rows.csv`: a line for every row.
+
+    `image` is what decided the verdict, and `distance` its distance; where smallest distances were looked for,
+    `distance` is that, and `nearest` the image that shows it.
+    """
     standing = Standing.of(Evidence(run))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    near = measured(run)
+    writer.writerow((*COLUMNS, "nearest") if near else COLUMNS)
     for place, verdict in enumerate(standing.verdicts):
         broken = verdict is Verdict.BROKEN
         shard = standing.names[int(standing.shard[place])] if standing.shard[place] >= 0 else ""
         image = f"evidence/rows/{shard}.safetensors#exact[{int(standing.image[place])}]" if broken else ""
         stage = int(standing.stage[place])
         decided = standing.stages[stage] if verdict is not Verdict.UNDECIDED and stage >= 0 else ""
+        distance = as_json(standing.distance[place]) if broken else ""
+        if near:
+            distance = as_json(standing.reach[place]) if standing.reach[place] < torch.inf else ""
         after = [int(standing.label[place]), as_json(standing.confidence[place])] if broken else ["", ""]
         writer.writerow(
             [
                 int(standing.ids[place]), int(standing.y[place]), str(verdict), decided,
                 int(standing.clean_label[place]), after[0], as_json(standing.clean_confidence[place]), after[1],
-                as_json(standing.distance[place]) if broken else "", f"{float(standing.gap[place]):.7g}",
+                distance, f"{float(standing.gap[place]):.7g}",
                 int(standing.forward[place]), int(standing.backward[place]),
                 int(standing.eight_bit[place]) if broken else "", image, standing.reasons.get(place, ""),
+                *([_nearest(standing, place)] if near else []),
             ]
         )  # fmt: skip
     for unseen in sorted(set(row_ids(run)) - set(standing.ids.tolist())):
-        writer.writerow([unseen, "", str(Verdict.UNDECIDED)] + [""] * (len(COLUMNS) - 3))
+        writer.writerow([unseen, "", str(Verdict.UNDECIDED)] + [""] * (len(COLUMNS) - 3 + near))
     with writing(run.path):
         write_atomic(run.path / "rows.csv", text.getvalue().encode())
     return run.path / "rows.csv"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sparring.core.errors import AttackError, DataError, UsageError
-from sparring.core.model import Access, Model, Prediction, Pullback
+from sparring.core.model import Access, Model, Prediction, Pullback, Sampled, fresh, passes
 from sparring.core.threat import Threat
 from sparring.data.images import Images
 from sparring.engine import preflight
@@ -20,7 +20,7 @@ _CHUNK = 4096  # images checked at once: a check must not double the memory
 
 
 @dataclass(frozen=True)
-class Victim:
+class Victim(Sampled):
     """A model, with the access that it turned out to give, and logarithms where it answers in probabilities."""
 
     model: Model
@@ -33,13 +33,22 @@ class Victim:
         """The range of its pixels."""
         return self.model.bounds
 
+    @property
+    def passes(self) -> int:
+        """As the model has it."""
+        return passes(self.model)
+
+    def fresh(self) -> Victim:
+        """The same around the model that confirms."""
+        return replace(self, model=fresh(self.model))
+
     def query(self, x: Tensor, access: Access) -> Prediction:
         """Ask the model; log p serves as well as logits where softmax did not round to 0."""
         answer = self.model.query(x, access)
         if not self.probabilities or answer.logits is None:
             return answer
         p = answer.logits.clamp_min(1e-38)
-        return Prediction(answer.labels, p.log(), None if answer.vjp is None else _through_log(answer.vjp, p))
+        return replace(answer, logits=p.log(), vjp=None if answer.vjp is None else _through_log(answer.vjp, p))
 
 
 def _through_log(vjp: Pullback, p: Tensor) -> Pullback:

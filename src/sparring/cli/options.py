@@ -26,12 +26,15 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder for the run [def
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output, logs on standard error.")
 ]
-NORMS = "linf, l2, l1, l0 or unbounded"
+NORMS = "linf, l2, l1, l0, ssim or unbounded"
 Width = Annotated[int | None, typer.Option("--width", min=1, help="Rows a model call [default: automatic].")]
 Norm = Annotated[str, typer.Option("--norm", help=f"{NORMS}.")]
 MaxQueries = Annotated[
     int | None,
     typer.Option("--max-queries", min=1, help="Send a served model at most N images this time, retries included."),
+]
+Budget = Annotated[
+    int | None, typer.Option("--budget", min=2, help="Forward and backward passes that an attack may spend on a row.")
 ]
 Eps = Annotated[float | None, typer.Option("--eps", help="Radius, in the units of the input.")]
 

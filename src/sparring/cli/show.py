@@ -45,7 +45,7 @@ class Show:
     def __init__(self, json_only: bool) -> None:
         self.json_only = json_only
         self.err = error_console()
-        self.out = self.err if json_only else Console(soft_wrap=True)
+        self.out = self.err if json_only else Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -32,6 +33,7 @@ class Prediction:
     labels: Tensor  # (n,) int64
     logits: Tensor | None = None  # (n, classes) float32
     vjp: Pullback | None = None
+    votes: Tensor | None = None  # (n,) share of the draws of a random model that name the label; None of any other
 
 
 class Model(Protocol):
@@ -50,3 +52,28 @@ class Model(Protocol):
     def query(self, x: Tensor, access: Access) -> Prediction:
         """Answer for images `x` (n, c, h, w), each row by itself."""
         ...
+
+
+class Sampled(ABC):
+    """A model whose answers come of several draws of a random one: `sparring.EOT`, and what wraps it."""
+
+    @property
+    @abstractmethod
+    def passes(self) -> int:
+        """Forward passes that a query costs a row, and backward passes that a pullback does."""
+        ...
+
+    @abstractmethod
+    def fresh(self) -> Model:
+        """The same, of other draws: what a search found under its own draws is confirmed under those."""
+        ...
+
+
+def passes(model: Model) -> int:
+    """Forward passes that a query costs a row, and backward passes that a pullback does."""
+    return model.passes if isinstance(model, Sampled) else 1
+
+
+def fresh(model: Model) -> Model:
+    """The model that confirms what was found by asking `model`: itself, unless it answers from draws."""
+    return model.fresh() if isinstance(model, Sampled) else model

@@ -299,12 +299,17 @@ class L0(Threat):
 
 
 NORMS: dict[str, type[Threat]] = {kind.norm: kind for kind in (Linf, L2, L1, L0)}
+NAMES = (*NORMS, "ssim", Unbounded.norm)
 
 
 def threat(norm: str, eps: float, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:
-    """The threat model with this `norm` (linf, l2, l1, l0 or unbounded) and radius."""
+    """The threat model with this `norm` (linf, l2, l1, l0, ssim or unbounded) and radius."""
     if norm == Unbounded.norm:
         return Unbounded(bounds)
+    if norm == "ssim":
+        from sparring.core.ssim import SSIM  # it builds on this module
+
+        return SSIM(eps, bounds)
     if norm not in NORMS:
-        raise unknown("norm", norm, [*NORMS, Unbounded.norm])
+        raise unknown("norm", norm, NAMES)
     return NORMS[norm](eps, bounds)

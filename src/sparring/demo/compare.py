@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sparring.attacks.apgd import APGD
@@ -11,7 +10,7 @@ from sparring.attacks.ddn import DDN
 from sparring.attacks.fgsm import FGSM
 from sparring.attacks.fooling import Fooling
 from sparring.attacks.pgd import PGD
-from sparring.comparison import Entry
+from sparring.comparison import Entry, trial
 from sparring.core.attack import Attack
 from sparring.core.threat import Linf, Threat, Unbounded
 from sparring.demo.stage import Stage
@@ -35,7 +34,15 @@ def tell(stage: Stage) -> None:
 
 def _entry(stage: Stage, name: str, attack: Attack, threat: Threat, aimed: bool = False) -> dict[str, Any]:
     rows = stage.rows
-    target = (rows.y + 1) % len(rows.classes) if aimed else None
-    begin = time.perf_counter()
-    outcome = stage.attack(NET, attack, threat, rows, target)
-    return asdict(Entry.of(name, attack, threat, outcome, rows.x, time.perf_counter() - begin))
+    done = trial(
+        stage.model(NET),
+        rows.x.to(stage.device),
+        rows.y.to(stage.device),
+        attack,
+        threat,
+        target=(rows.y + 1).to(stage.device) % len(rows.classes) if aimed else None,
+        sample=rows.ids.to(stage.device),
+        seed=stage.seed,
+        on_progress=lambda settled, of: stage.tick(f"{name} on {NET}", settled, of),
+    )
+    return asdict(Entry.of(replace(done, name=name), threat, rows.x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ def ask(model: Model, x: Tensor, access: Access) -> Answer:
     if bad is None or prediction.logits is None:
         return Answer(prediction)
     rows = bad.nonzero().squeeze(1).tolist()
-    unnamed = Prediction(prediction.labels.masked_fill(bad, -1), prediction.logits, prediction.vjp)
+    unnamed = replace(prediction, labels=prediction.labels.masked_fill(bad, -1))
     return Answer(unnamed, {row: f"expected finite logits, got {_brief(prediction.logits[row])}" for row in rows})
 
 
@@ -43,6 +43,11 @@ def _brief(logits: Tensor) -> str:
 
 def _silence(x: Tensor) -> Prediction:
     return Prediction(torch.full((1,), -1, device=x.device), None, lambda cotangent, keep=False: torch.zeros_like(x))
+
+
+def _votes(first: Prediction, second: Prediction) -> Tensor | None:
+    parts = [half.labels * 0.0 if half.votes is None else half.votes for half in (first, second)]
+    return None if first.votes is None and second.votes is None else torch.cat(parts)
 
 
 def _join(one: Answer, two: Answer) -> Answer:
@@ -59,11 +64,11 @@ def _join(one: Answer, two: Answer) -> Answer:
     both = pull if first.vjp and second.vjp else None
     known = first.logits if first.logits is not None else second.logits
     if known is None:
-        return Answer(Prediction(labels, None, both), failed)
+        return Answer(Prediction(labels, None, both, _votes(first, second)), failed)
     logits = torch.cat(
         [
             half.logits if half.logits is not None else known.new_full((len(half.labels), known.shape[1]), torch.nan)
             for half in (first, second)
         ]
     )
-    return Answer(Prediction(labels, logits, both), failed)
+    return Answer(Prediction(labels, logits, both, _votes(first, second)), failed)

@@ -14,7 +14,7 @@ from sparring.core.attack import Attack, Observation
 from sparring.core.batch import Batch
 from sparring.core.errors import AttackError, UsageError
 from sparring.core.judge import Judge
-from sparring.core.model import Model, Prediction
+from sparring.core.model import Access, Model, Prediction, fresh, passes
 from sparring.core.threat import Threat
 from sparring.engine import preflight
 from sparring.engine import width as widths
@@ -25,6 +25,7 @@ from sparring.engine.replay import replay, score
 from sparring.engine.scheduler import Case, Scheduler
 
 Progress = Callable[[int, int], None]
+MANY = 10  # draws of a random model that agree: others will too; of fewer, chance makes all agree too often
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Task:
     restarts: int = 1
     seed: int = 0
     eight_bit: bool = False  # round each point to an 8-bit image before the model sees it
+    budget: int | None = None  # forward and backward passes that a try may spend
     closest: bool = False  # of a row that holds keep the point that came closest, not the last one
     known: widths.Known = field(default_factory=widths.Known)  # what earlier searches found out about widths
     stop: Callable[[], bool] = lambda: False  # asked each turn; when true, everybody leaves unsettled
@@ -63,6 +65,7 @@ def run(
     judge: Judge | None = None,
     eight_bit: bool = False,
     width: int | None = None,
+    budget: int | None = None,
     on_progress: Progress | None = None,
 ) -> Outcome:
     """Attack images `x` (n, c, h, w) with labels `y` (n,); what a row gets depends on that row alone.
@@ -70,7 +73,8 @@ def run(
     `sample` (n,) are ids that seed each row's noise (default: 0 to n - 1). `targets` (n, t) are classes to
     aim at, one try each; any wrong class counts if the judge says `any_wrong`, else t must be 1. Every try
     is made `restarts` times, until one succeeds. With `eight_bit` each point is rounded to an 8-bit image
-    before the model sees it. `on_progress` is told (rows settled, rows) now and then.
+    before the model sees it. With `budget` a try ends before a turn that would take it past so many forward and
+    backward passes. `on_progress` is told (rows settled, rows) now and then.
     """
     judge = judge or Judge()
     if restarts < 1 or (width is not None and width < 1):
@@ -85,12 +89,12 @@ def run(
     ledger = Ledger(threat, x, clean.label, clean.score)
     ledger.fail(clean.failed)
     table = torch.where(~clean.hit & ~ledger.failed)[0]
-    task = Task(rows, sample, goal, table, restarts, seed, eight_bit, on_progress=on_progress)
+    task = Task(rows, sample, goal, table, restarts, seed, eight_bit, budget, on_progress=on_progress)
     search(model, attack, judge, task, ledger, width)
     confirmed = torch.zeros_like(clean.hit)
     entered = torch.where(ledger.found)[0]
-    if len(entered):  # judged again from what was stored
-        again = replay(model, judge, rows.take(entered), ledger.best[entered], width)
+    if len(entered):  # judged again from what was stored, and under other draws if the model is random
+        again = replay(fresh(model), judge, rows.take(entered), ledger.best[entered], width)
         confirmed[entered], ledger.label[entered], ledger.score[entered] = again.hit, again.label, again.score
     return Outcome(
         sample=sample,
@@ -134,7 +138,7 @@ class Loop:
 
     def __init__(self, model: Model, attack: Attack, judge: Judge, task: Task, ledger: Ledger, width: int) -> None:
         self.model, self.attack, self.judge, self.task, self.ledger = model, attack, judge, task, ledger
-        self.access = max(attack.needs, judge.needs)
+        self.access, self.passes = max(attack.needs, judge.needs), passes(model)
         self.full = width  # whose bits all narrower ones must give
         self.width = width = task.known.fitting(len(task.open) * task.ranks, width, self.access)
         self.scheduler = Scheduler(len(task.open), task.ranks, width)
@@ -180,8 +184,11 @@ class Loop:
             self._excuse(answer.failed)
             return
         hit = self.judge.adversarial(batch, x, said)
-        over = state.done if self.attack.minimizes else state.done | hit
-        self.spent = (self.spent[0] + 1, self.spent[1])
+        won = hit if said.votes is None else hit & self._agreed(said.votes) & (self.passes >= MANY)
+        over = state.done if self.attack.minimizes else state.done | won
+        self.spent = (self.spent[0] + self.passes, self.spent[1])
+        if self.task.budget is not None:
+            over = over | self._exhausted(self.task.budget)
         self._note(x, hit, said)
         leaving = (self.live & over).nonzero().squeeze(1)
         if len(leaving):
@@ -189,7 +196,16 @@ class Loop:
         if self.scheduler.seated:
             seen = Observation(batch, said, hit, self.attack.needs)
             self.state = self.attack.step(batch, state, seen)
-            self.spent = (self.spent[0], self.spent[1] + seen.backward_passes)
+            self.spent = (self.spent[0], self.spent[1] + seen.backward_passes * self.passes)
+
+    def _exhausted(self, budget: int) -> Tensor:
+        """(width,) bool: the cases that cannot pay for a step and the question after it."""
+        price = self.passes * (2 if self.attack.needs == Access.GRADIENT else 1)
+        passed = sum(self.spent)
+        spent = [seat for seat, since in self.since.items() if passed - sum(since) + price > budget]
+        over = torch.zeros_like(self.live)
+        over[torch.tensor(spent, dtype=torch.int64, device=over.device)] = True
+        return over
 
     def _excuse(self, failed: dict[int, str]) -> None:
         """Rows the model cannot answer leave for good; who sits there gives way, and the turn is taken again."""
@@ -199,10 +215,10 @@ class Loop:
         for seat in seats:
             if seat in self.scheduler.seated:
                 self.scheduler.expel(seat)
-        self.spent = (self.spent[0] + 1, self.spent[1])
+        self.spent = (self.spent[0] + self.passes, self.spent[1])
         self._charge([seat for seat in self.since if seat not in self.scheduler.seated])
         for seat in self.scheduler.seated:  # they were asked for nothing and will be asked again
-            self.since[seat] = (self.since[seat][0] + 1, self.since[seat][1])
+            self.since[seat] = (self.since[seat][0] + self.passes, self.since[seat][1])
         if self.scheduler.seated:
             index = torch.arange(self.width, device=self.row.device)
             index[torch.tensor(sorted(failed), device=index.device)] = next(iter(self.scheduler.seated))
@@ -215,7 +231,8 @@ class Loop:
         """Enter the live rows' adversarial points, and keep who came closer than before."""
         at = (hit & self.live).nonzero().squeeze(1)
         if len(at):
-            self.ledger.enter(self.row[at], self.rank[at], x[at], nearest=self.attack.minimizes)
+            depth, nearest = self._depth(said, at), self.attack.minimizes
+            self.ledger.enter(self.row[at], self.rank[at], x[at], nearest=nearest, depth=depth)
         if self.near is not None and said.logits is not None:
             gap = self.judge.shortfall(self.batch, said.logits)
             closer = (gap > self.gap).nonzero().squeeze(1)
@@ -227,6 +244,20 @@ class Loop:
                 self.near.index_copy_(0, closer, points)
                 self.gap.index_copy_(0, closer, gap[closer])
 
+    def _agreed(self, votes: Tensor) -> Tensor:
+        """(width,) bool: do all draws of a random model name one label, and is that all that the judge asks for?"""
+        return (votes == 1) & (self.judge.confidence == 0)
+
+    def _depth(self, said: Prediction, at: Tensor) -> Tensor | None:
+        """(m,) how safe a random model's answers `at` (m,) are from other draws; None where nothing is random.
+
+        A point on the border of the mean over some draws is on the wrong side of it for half of all others.
+        """
+        if said.votes is None:
+            return None
+        margin = said.votes if said.logits is None else self.judge.shortfall(self.batch, said.logits)
+        return margin.masked_fill(self._agreed(said.votes) & self.attack.minimizes, torch.inf)[at]
+
     def _say_goodbye(self, leaving: Tensor, x: Tensor, said: Prediction, hit: Tensor) -> None:
         """Free the seats of the cases that are over, and of those that a success cancels."""
         rows, rank = self.row[leaving], self.rank[leaving]
@@ -235,7 +266,8 @@ class Loop:
         else:
             last = Prediction(said.labels[leaving], None if said.logits is None else said.logits[leaving])
             self.ledger.give_up(rows, rank, x[leaving], last.labels, score(last))
-        for seat, won in zip(leaving.tolist(), hit[leaving].tolist(), strict=True):
+        broke = hit[leaving] if said.votes is None else self.ledger.owns(rows, rank)
+        for seat, won in zip(leaving.tolist(), broke.tolist(), strict=True):
             if seat not in self.scheduler.seated:
                 continue  # cancelled by a sibling a moment ago
             if won and not self.attack.minimizes:

@@ -16,9 +16,9 @@ class Outcome(Rows):
     """The rows of one run in the order they were given; `best` is as stored, and judged again from there."""
 
     sample: Tensor  # (n,) int64 sample ids
-    clean: Tensor  # (n,) bool: the untouched image already fools the model
+    clean: Tensor  # (n,) bool: wrong untouched, or already in the class to reach (its label, say): not attacked
     found: Tensor  # (n,) bool: an adversarial image was found and confirmed (the clean one included)
-    moved: Tensor  # (n,) bool: found, but not confirmed: rounding alone decides there
+    moved: Tensor  # (n,) bool: found, but not confirmed: rounding, or the draws of a random model, decide there
     failed: Tensor  # (n,) bool: the model raised on the row or gave no finite logits; it is neither found nor held
     best: Tensor  # (n, c, h, w) the adversarial image; where none was found, the last point of the first try
     distance: Tensor  # (n,) float64 from the clean image, in the norm of the threat model
@@ -62,16 +62,34 @@ class Ledger:
         """(n,) bool: has an adversarial image been entered?"""
         return self.distance < torch.inf
 
-    def enter(self, rows: Tensor, rank: Tensor, points: Tensor, *, nearest: bool) -> None:
-        """Enter adversarial `points` (m, ...); of a row's several, the nearest or that of the lowest rank stays."""
+    def enter(
+        self, rows: Tensor, rank: Tensor, points: Tensor, *, nearest: bool, depth: Tensor | None = None
+    ) -> None:
+        """Enter adversarial `points` (m, ...); of a row's several, the nearest or that of the lowest rank stays.
+
+        With `depth` (m,) of points that fool a random model, the deepest of the lowest rank stays, or the nearest
+        of the deepest.
+        """
         distance = self._threat.distance(points, self._x[rows])
         for tier in sorted(set(rank.tolist())):  # a row may sit on several seats, but has only one of each rank
             at = (rank == tier).nonzero().squeeze(1)
             row, far = rows[at], distance[at]
             first = (tier < self._rank[row]) | ~self.found[row]
-            better = (far < self.distance[row]) | ((far == self.distance[row]) & first) if nearest else first
+            nearer = (far < self.distance[row]) | ((far == self.distance[row]) & first)
+            better = nearer if nearest else first
+            if depth is not None:
+                deep, known = depth[at], self.gap[row]
+                if nearest:
+                    better = ~self.found[row] | (deep > known) | ((deep == known) & nearer)
+                else:
+                    better = first | ((tier == self._rank[row]) & (deep > known))
+                self.gap[row[better]] = deep[better]
             row, at = row[better], at[better]
             self.best[row], self.distance[row], self._rank[row] = points[at], distance[at], tier
+
+    def owns(self, rows: Tensor, rank: Tensor) -> Tensor:
+        """(m,) bool: has the try of this rank entered the point that stands?"""
+        return self.found[rows] & (self._rank[rows] == rank)
 
     def give_up(self, rows: Tensor, rank: Tensor, points: Tensor, label: Tensor, score: Tensor) -> None:
         """Keep the last point of a row's first try and what was said of it, while nothing better is known."""

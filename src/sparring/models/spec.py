@@ -17,6 +17,7 @@ from torch import nn
 from sparring.core.errors import ModelError, UsageError, unknown
 from sparring.core.model import Model
 from sparring.models.checkpoint import is_checkpoint, open_checkpoint
+from sparring.models.eot import EOT
 from sparring.models.http import Remote
 from sparring.models.torch import TorchModel
 from sparring.models.wrap import wrap
@@ -45,6 +46,9 @@ def digest_of(model: Model) -> str | None:
     """What tells this model from others: its weights where they can be seen, the address of a served one."""
     if isinstance(model, Remote):
         return repr(model)
+    if isinstance(model, EOT):
+        inner = digest_of(model.model)
+        return None if inner is None else hashlib.sha256(f"{model!r} {inner}".encode()).hexdigest()
     return digest(model.net) if isinstance(model, TorchModel) and isinstance(model.net, nn.Module) else None
 
 
@@ -60,9 +64,7 @@ def open_model(spec: str, device: str = "cpu", **options: Any) -> Named:
         return Named(spec.partition("?")[0], model, repr(model), {})
     source, colon, function = spec.rpartition(":")
     if colon and function.isidentifier():
-        made = _call(spec, source, function)
-        net = made.to(device) if isinstance(made, nn.Module) else made
-        model = wrap(net, **options)
+        model = wrap(_moved(_call(spec, source, function), device), **options)
         return Named(spec, model, digest_of(model) or hashlib.sha256(spec.encode()).hexdigest(), {})
     path = Path(spec)
     if not path.exists():
@@ -78,6 +80,16 @@ def open_model(spec: str, device: str = "cpu", **options: Any) -> Named:
     model = wrap(net, **options)
     sha = digest_of(model) or checkpoint.card["weights_sha256"]
     return Named(str(checkpoint.path), model, sha, checkpoint.card)
+
+
+def _moved(made: object, device: str) -> object:
+    """What a function made, with its weights on `device` where it is plain that there are any."""
+    if isinstance(made, nn.Module):
+        return made.to(device)
+    inner = made.model if isinstance(made, EOT) else made
+    if isinstance(inner, TorchModel) and isinstance(inner.net, nn.Module):
+        inner.net.to(device)  # in place
+    return made
 
 
 def _of_files(path: Path) -> str:

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from sparring.core.errors import ModelError
 from sparring.core.model import Access, Prediction
 
-_MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+_NORMS, _DROPOUTS = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
 
 
 class TorchModel:
     """A module from images (n, c, h, w) within `bounds` to logits (n, classes).
 
     `mean` and `std` (one number a channel) normalise inside the model, so that eps stays in raw input units.
-    `probabilities` says that the module ends in a softmax; its logarithm then serves as logits. The module's
-    mode, its parameters and their gradients are left as they are.
+    `probabilities` says that the module ends in a softmax; its logarithm then serves as logits. `dropout` says that
+    dropout is on by intent, as part of a defense (`EOT`). The module's mode, its parameters and their gradients are
+    left as they are.
     """
 
     access = Access.GRADIENT
@@ -33,14 +34,16 @@ class TorchModel:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         probabilities: bool = False,
+        dropout: bool = False,
     ) -> None:
         self.net, self.bounds, self._probabilities = net, bounds, probabilities
         if isinstance(net, nn.Module):
             for name, module in net.named_modules():
-                if module.training and isinstance(module, _MODAL):
+                if module.training and isinstance(module, _NORMS if dropout else (_NORMS, _DROPOUTS)):
+                    meant = "" if isinstance(module, _NORMS) else ", or EOT(net, n) if a defense leaves it on"
                     raise ModelError(
                         f"expected a model in eval mode, got {type(module).__name__} {name!r} in train mode; "
-                        f"call net.eval()"
+                        f"call net.eval(){meant}"
                     )
         self._mean = None if mean is None else torch.tensor(mean).view(-1, 1, 1)
         self._std = None if std is None else torch.tensor(std).view(-1, 1, 1)

@@ -27,9 +27,10 @@ def passes(attack: Mapping[str, Any], rows: int) -> float | None:
 
 def attack_table(attacks: Attacks, rows: int) -> Markup:
     """One attack a line."""
-    own = any("threat" in attack for attack in attacks)
+    own = len({attack.get("threat") for attack in attacks}) > 1
+    stored = any(attack.get("eight_bit") is not None for attack in attacks)
     head = ("attack", *["threat model"] * own, "success", "passes per image")
-    head += ("mean Linf", "mean L2", "mean confidence", "time")
+    head += ("mean Linf", "mean L2", *["as 8-bit files"] * stored, "mean confidence", "time")
     lines = [
         (
             attack.get("name", "unnamed"),
@@ -38,6 +39,7 @@ def attack_table(attacks: Attacks, rows: int) -> Markup:
             number(passes(attack, rows), 1),
             number(attack.get("mean_linf"), 3),
             number(attack.get("mean_l2")),
+            *[percent(attack.get("eight_bit"))] * stored,
             confidence(attack.get("confidence")),
             duration(attack.get("seconds")),
         )

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import matplotlib
@@ -139,6 +140,15 @@ def _inline(key: str, text: str) -> str:
     for name, sentinel in _SENTINELS.items():
         text = text.replace(sentinel, f"var(--{name})")
     return text.strip()
+
+
+def standalone(drawn: Markup) -> str:
+    """A chart of a page as an SVG file of its own, in the colours of the light page."""
+    light = (files("sparring.reporting") / "theme.css").read_text().split("@media")[0]
+    text = str(drawn).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"', 1)
+    for name, colour in re.findall(r"--([\w-]+): (#\w+);", light):
+        text = text.replace(f"var(--{name})", colour)
+    return text
 
 
 def percent_axis(axes: Axes, label: str, which: str = "y") -> None:

@@ -42,13 +42,19 @@ def sums(
     shown: Sequence[Mapping[str, Any]],
     added: str = "change",
     heads: Sequence[str] = (),
+    *,
+    apart: bool = False,
 ) -> Markup:
-    """Rows of clean + change = adversarial from (m, 1 or 3, h, w) uint8 images, each with its facts and its head."""
-    factor = magnification(change)
+    """Rows of clean + change = adversarial from (m, 1 or 3, h, w) uint8 images, each with its facts and its head.
+
+    All changes are drawn with one factor, or, where they stand `apart`, each with its own.
+    """
+    factors = [magnification(change[place] if apart else change) for place in range(len(clean))]
     name = class_namer(plan)
     rows = []
     for place, image in enumerate(clean):
         fact: Mapping[str, Any] = shown[place] if place < len(shown) else {}
+        factor = factors[place]
         label, before = name(fact.get("label")), name(fact.get("prediction"))
         after = name(fact.get("adversarial_prediction"))
         scale = f"drawn × {plain(round(factor, 2))}"

@@ -57,7 +57,7 @@ def summary(plan: Mapping[str, Any]) -> str:
 
 def picture_pair(run: Run) -> Markup:
     """The first image the run shows, before and after an attack."""
-    for section in ("fgsm", "attack", "gallery"):
+    for section in ("fgsm", "attack", "gallery", "universal", "patch"):
         tensors, shown = run.tensors(section), (run.figures(section) or {}).get("shown")
         if shown and {"x", "adversarial"} <= tensors.keys() and len(tensors["x"]):
             pair = (as_bytes(tensors[key][:1], pixel_range(run.plan))[0] for key in ("x", "adversarial"))
@@ -82,6 +82,8 @@ def cards(run: Run) -> list[Card]:
         ("targeted", _targeted),
         ("defend", _defended),
         ("attack", _attacked),
+        ("universal", _shared),
+        ("patch", _shared),
     )
     audited = _audited(run)
     return [card for section, make in makers if (figures := run.figures(section)) for card in make(figures)] + audited
@@ -138,6 +140,17 @@ def _attacked(figures: dict[str, Any]) -> list[Card]:
     best = max(ranked, key=lambda attack: attack["success"])
     note = f"{best.get('name')}, {figures.get('threat', 'threat model not recorded')}"
     return [Card("success of the strongest attack", percent(best["success"]), note, "attack")]
+
+
+def _shared(figures: dict[str, Any]) -> list[Card]:
+    """What one perturbation or patch does to images that it was not fitted on, and what does as much unfitted."""
+    what, rates = figures.get("what", "perturbation"), figures.get("rates") or {}
+    controls = {name: rate for name, rate in rates.items() if name != "fitted" and rate is not None}
+    best = max(controls, key=lambda name: controls[name], default=MISSING)
+    return [
+        Card(f"success of one {what}", percent(rates.get("fitted")), str(figures.get("threat", MISSING)), "attack"),
+        Card(f"the same, not fitted: {best}", percent(controls.get(best)), "the best of the controls"),
+    ]
 
 
 def _audited(run: Run) -> list[Card]:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from sparring.auditing.run import Run
 from sparring.core.files import write_atomic
 from sparring.reporting import headline
+from sparring.reporting.contest import write_drawings
 
 _STYLES = ("theme.css", "page.css", "figures.css", "audit.css", "print.css")
 
@@ -31,6 +32,7 @@ class Panel:
 
 def write_report(run: Run) -> Path:
     """Write `report.html`, one file that opens offline, from the run's plan and evidence alone."""
+    write_drawings(run)
     path = run.path / "report.html"
     write_atomic(path, _page(run).encode())
     return path

@@ -48,6 +48,8 @@ def _of_an_audit(run: Run) -> Iterator[str]:
     yield f"It is about {threat_name(run.plan)} alone, and says nothing of other changes to an image."
     if run.figures("curve"):
         yield "The curve over eps is an upper bound at each point, by few and quick attacks on few images."
+    if (run.figures("audit") or {}).get("distances"):
+        yield "A distance is the smallest that was found: the curve drawn from them is an upper bound at each point."
     if run.figures("checklist"):
         yield "The checklist looks for known failures of attacks, on a sample; no warning is no proof."
     else:

@@ -21,6 +21,10 @@ _LEAD = (
     "that came closest to an error. A round of n gives each of its images n more tries. A pass is one image through "
     "the network, forward or backward."
 )
+_NEAREST = (
+    "Stages called nearest come last: on every image that is right when untouched they look for the smallest change, "
+    "and one within the audited eps breaks an image that held."
+)
 _READING = (
     "A curve that is level at its end says that more of the same would break little more; one that still falls "
     "there says that the upper end has not settled. Level is no proof: an attack of another kind may break more."
@@ -32,7 +36,8 @@ def render(run: Run) -> str | None:
     figures = run.figures("audit")
     if not figures or not figures.get("stages"):
         return None
-    parts = [paragraph(_LEAD, "lead"), paragraph(_finding(figures), "finding"), _table(figures)]
+    lead = f"{_LEAD} {_NEAREST}" if figures.get("distances") else _LEAD
+    parts = [paragraph(lead, "lead"), paragraph(_finding(figures), "finding"), _table(figures)]
     reached = progress(figures)
     if len(reached) > 1:
         why = block("why", heading("How to read it"), paragraph(_READING))

@@ -113,7 +113,7 @@ def _reading(run: Run, figures: Figures) -> list[str | Markup]:
     if moved := figures.get("moved"):
         told.append(
             f"{_images(moved).capitalize()} looked broken once, and held when the same point was judged again: "
-            "rounding alone decides there."
+            "rounding, or other draws of a random model, decide there."
         )
     else:
         told.append("No image looked broken once and held when it was judged again: rounding alone decided nowhere.")
@@ -159,7 +159,7 @@ def _completeness(run: Run, figures: Figures) -> list[str | Markup]:
         link = Markup('<a href="#checklist">{}</a>').format("the checklist")
         signals = "1 warning sign is" if raised == 1 else f"{raised} warning signs are"
         told.append(Markup("{} raised, so the upper end may be too high: see {}.").format(signals, link))
-    if not run.figures("curve"):
+    if not run.figures("curve") and not figures.get("distances"):
         told.append("Robust accuracy at other eps was not measured.")
     return told
 

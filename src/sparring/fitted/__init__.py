@@ -1,0 +1,1 @@
+"""What many images share: fitted on a training split by a plain function, then judged on other images."""
