@@ -139,20 +139,20 @@ def test_a_budget_is_met_though_the_search_goes_beyond_it(norm):
         limit = threat(norm, eps, case.model.bounds)
         got = run(case.model, Nearest(), limit, case.x, case.y)
         assert got.found.tolist() == [wanted] * 4
-        assert not wanted or float(got.distance.max()) <= eps + 1e-6
+        assert limit.contains(got.best, case.x).all()  # the last point too, of a row that holds
 
 
 def test_gradients_that_vanish_near_the_image_are_found_further_out():
-    """The logits are flat up to a sum of 3: from the clean image there is nothing to follow."""
+    """The logits are flat up to a sum of 2: from the clean image there is nothing to follow."""
 
     def logits(flat: Tensor) -> Tensor:
-        way = (flat.sum(1) - 3.0).clamp_min(0.0)
+        way = (flat.sum(1) - 2.0).clamp_min(0.0)
         return torch.stack([torch.full_like(way, 0.5), way], 1)
 
     model, x, y = Probe(logits, bounds=(0.0, 1.0)), torch.zeros(5, 1, 4, 4), torch.zeros(5, dtype=torch.int64)
     got = run(model, Nearest(), threat("l2", INF), x, y)
-    assert got.found.all()  # the boundary is at a sum of 3.5: in L2 3.5 / 4
-    assert float(got.distance.max()) <= 3.5 / 4 * 1.02
+    assert got.found.all()  # the boundary is at a sum of 2.5: in L2 2.5 / 4
+    assert float(got.distance.max()) <= 2.5 / 4 * 1.02
     assert not run(model, Nearest(far=0.1), threat("l2", INF), x, y).found.any()
 
 

@@ -124,8 +124,7 @@ def test_ddn(targeted, net, rows):
             hit = (int(net(clean + delta).argmax()) == label) is targeted
             if hit:
                 best = min(best, float(delta.double().norm()))
-            if k > 0:
-                radius *= 1 - gamma if hit else 1 + gamma
+            radius *= 1 - gamma if hit else 1 + gamma
             g = gradient(net, clean + delta, label, sign)
             size = 0.01 + 0.99 * (1 + math.cos(math.pi * k / steps)) / 2
             moved = delta + size * g / g.norm()

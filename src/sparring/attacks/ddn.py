@@ -37,7 +37,7 @@ class DDN:
     loss: str = "cross_entropy"
 
     name: ClassVar[str] = "ddn"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[Access] = Access.GRADIENT
     norms: ClassVar[tuple[str, ...]] = ("l2", "unbounded")
     paper: ClassVar[str] = "Rony et al. 2019, arXiv:1811.09600"
@@ -58,7 +58,7 @@ class DDN:
         size = low + (self.step_size - low) * (1 + torch.cos(math.pi * state.k / self.steps)) / 2
         delta = state.x - batch.x + per_row(size, state.x) * batch.threat.steepest(gradient)
         factor = torch.where(seen.adversarial, 1 - self.gamma, 1 + self.gamma)
-        radius = torch.where(state.k > 0, state.radius * factor, state.radius)
+        radius = state.radius * factor
         length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
         x = batch.project(batch.x + delta * per_row(radius / length, delta))
         k = state.k + 1
