@@ -22,7 +22,7 @@ from sparring.engine.loop import run
 from sparring.engine.width import automatic, narrower, same_bits
 
 LIMIT = Linf(0.08)
-EPS = {"linf": 0.08, "l2": 0.4, "l1": 1.0, "l0": 2.0}
+EPS = {"linf": 0.08, "l2": 0.4, "l1": 1.0, "l0": 2.0, "ssim": 0.05}
 
 
 def identical(one, two, *names):

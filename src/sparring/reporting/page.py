@@ -15,7 +15,6 @@ from markupsafe import Markup
 from sparring.auditing.run import Run
 from sparring.core.files import write_atomic
 from sparring.reporting import headline
-from sparring.reporting.contest import write_drawings
 
 _STYLES = ("theme.css", "page.css", "figures.css", "audit.css", "print.css")
 
@@ -32,6 +31,8 @@ class Panel:
 
 def write_report(run: Run) -> Path:
     """Write `report.html`, one file that opens offline, from the run's plan and evidence alone."""
+    from sparring.reporting.contest import write_drawings  # matplotlib is slow to load
+
     write_drawings(run)
     path = run.path / "report.html"
     write_atomic(path, _page(run).encode())
