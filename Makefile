@@ -2,8 +2,9 @@
 # make check     lint, types, import contracts       make bench        side by side with the peers
 # make notebook  the five chapters in JupyterLab     make docker-test  build the images, run them
 .DEFAULT_GOAL := help
-PYTHON ?= python3
-VENV   ?= .venv
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= 2
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RUN    := $(VENV)/bin
 
@@ -46,7 +47,7 @@ check: $(VENV)/.test
 	$(RUN)/lint-imports
 
 test: check
-	$(RUN)/pytest $(ARGS)
+	$(RUN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 bench: $(VENV)/.bench
 	$(RUN)/python benchmarks/overhead.py

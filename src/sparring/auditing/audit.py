@@ -23,6 +23,7 @@ from sparring.auditing.evidence import Evidence
 from sparring.auditing.hunt import Front, Setting
 from sparring.auditing.measuring import VERSION, measure
 from sparring.auditing.plan import common
+from sparring.auditing.proving import EFFORTS, SCREENED, Prover, planned, spot_check
 from sparring.auditing.run import Run
 from sparring.auditing.search import Search, Tell
 from sparring.auditing.standing import BROKEN, ERROR, WAITING, Standing
@@ -135,6 +136,7 @@ def audit(
     budget: float | None = None,
     eight_bit: bool = False,
     distances: bool = False,
+    certify: bool = True,
     width: int | None = None,
     device: str = "cpu",
     out: Path | str | None = None,
@@ -147,8 +149,9 @@ def audit(
     with labels (n,). The same call with the same `out` goes on where a run was cut short; without `out` the run
     folder lasts as long as the result. `budget` is in seconds. With `eight_bit` only images that survive as
     8-bit files count. With `distances` every row that is right when untouched also gets the smallest perturbation
-    that could be found, and the figures the whole curve of robust accuracy over eps. `tell` is told what is going
-    on, rows done, and of how many.
+    that could be found, and the figures the whole curve of robust accuracy over eps. With `certify` (linf and l2, models
+    that torch computes) bounds prove what they can before anything is attacked. `tell` is told what is going on, rows
+    done, and of how many.
     """
     if budget is not None and not budget > 0:
         raise UsageError(f"expected a budget above 0 seconds, got {budget}")
@@ -172,13 +175,24 @@ def audit(
             (lambda: False) if deadline is None else (lambda: time.monotonic() > deadline),
         )
         about = {"model": name or type(queried).__name__, "model_digest": digest_of(queried)}
-        run = Run.create(folder, "audit", about | _asked(setting, victim, plan, images, distances))
+        run = Run.create(folder, "audit", about | _asked(setting, victim, plan, images, distances, certify))
         search = Search(setting, plan, images, run, tell)
-        finished = search.work() and (not distances or measure(search))
+        prover = Prover(search, queried) if certify and threat.eps else None
+        finished = _work(search, prover) and (not distances or measure(search))
         _afterwards(search, queried, victim, finished)
         audit = Audit(run.path, conclude(run))
         weakref.finalize(audit, undo.pop_all().close)  # what is temporary lasts as long as the result
     return audit
+
+
+def _work(search: Search, prover: Prover | None) -> bool:
+    """The clean images, proofs, attacks; returns whether there was time for all of them."""
+    if prover is None:
+        return search.work()
+    profile = search.plan.name
+    if not search.look() or not prover.work(EFFORTS[profile], screened=profile in SCREENED):
+        return False
+    return spot_check(search) and search.attack(prover.number)
 
 
 def conclude(run: Run) -> dict[str, Any]:
@@ -190,11 +204,14 @@ def conclude(run: Run) -> dict[str, Any]:
     return figures
 
 
-def _asked(setting: Setting, victim: Victim, plan: Profile, images: Images, distances: bool) -> dict[str, Any]:
+def _asked(
+    setting: Setting, victim: Victim, plan: Profile, images: Images, distances: bool, certify: bool
+) -> dict[str, Any]:
     """What is asked for: all that must be the same when the run is taken up."""
     threat = setting.threat
     settings = {"threat": repr(threat), "profile": asdict(plan), "profile_version": plan.version}
     settings |= {"distances": {"version": VERSION}} if distances else {}
+    settings |= {"certify": planned(plan.name)} if certify else {}
     return {
         "data": images.name,
         "rows": {"test": len(images)},

@@ -64,10 +64,11 @@ class Stage:
     digs: int = 0
     tried: int = 0  # tries of gradients in the rounds before
     tries: int = 0  # and in this one
+    before: int = 0  # stages of another kind that were numbered before the first attack
 
     def hunt(self, setting: Setting, front: Front) -> Hunt:
         """Try it on a front."""
-        salt = self.number * _SALT
+        salt = (self.number - self.before) * _SALT
         if self.attack is None:
             attempts = tries(setting.threat.norm, self.tried, self.tries)
             return dig(setting, front, self.chains, self.digs // self.chains, attempts, salt)
@@ -89,6 +90,7 @@ class Cascade:
     norm: str
     gradients: bool
     stage: Stage | None = None
+    before: int = 0  # stages of another kind that were played; noise does not hang on them
     first: int = 0  # rows that the opening left
     spent: int = 0  # digs so far
     vain: int = 0  # of these, on rows that held
@@ -99,9 +101,9 @@ class Cascade:
         if not held:
             self.stage = None
         elif last is None:
-            self.stage = Stage(1, "sprint", held, Sprint(self.plan.opening, loss="log_odds"))
-            if not self.gradients:
-                self.stage = Stage(1, "square", held, Square(steps=50 * self.plan.opening, p=0.3))
+            sprint, square = Sprint(self.plan.opening, loss="log_odds"), Square(steps=50 * self.plan.opening, p=0.3)
+            attack: Attack = sprint if self.gradients else square
+            self.stage = Stage(self.before + 1, attack.name, held, attack, before=self.before)
         else:
             self.stage = self._round(last, held, fell)
         return self.stage
@@ -123,7 +125,8 @@ class Cascade:
             return None
         # In a wide ball tries take longer: there are fewer.
         count = max(1, digs * 3 // (8 if WIDTH[self.norm] == 1 else 16)) if self.gradients else 0
-        return Stage(last.number + 1, f"round of {digs}", rows, None, digs, last.tried + last.tries, count)
+        name, tried = f"round of {digs}", last.tried + last.tries
+        return Stage(last.number + 1, name, rows, None, digs, tried, count, self.before)
 
 
 def nearest(gap: Tensor, ids: Tensor, count: int) -> Tensor:

@@ -48,6 +48,9 @@ class Shard:
     seconds: float = 0.0
     complete: bool = True  # False: rows that a stop left unsettled; they only cost
     nearer: list[int] | None = None  # in a stage that looks for distances: ids of the rows whose image is stored
+    bound: list[float] | None = None  # in a stage of proofs: of the weakest margin, less the guard
+    guard: list[float] | None = None  # there: how much the model's own rounding can eat up
+    radius: list[float] | None = None  # in a stage that looks for the largest: a radius at which each row is proved
 
 
 class Evidence:

@@ -20,6 +20,7 @@ from sparring.attacks.square import Square
 from sparring.auditing.closer import Closer, Onward, Shrink
 from sparring.auditing.evidence import Shard
 from sparring.auditing.hunt import JUDGE, WIDTH, Setting
+from sparring.auditing.proving import refuted
 from sparring.auditing.search import Search
 from sparring.auditing.standing import BROKEN, CERTIFIED, HELD, STATES
 from sparring.core.attack import Attack
@@ -121,6 +122,7 @@ def _approach(work: Search, step: Measure, number: int, at: Tensor, most: float)
     near, there = near[confirmed], there[work.to(confirmed)]
     state = standing.state[at]
     inside = setting.threat.contains(ledger.best[there], x[there]).cpu()
+    refuted(work, at[near[inside]], ledger.best[there][work.to(inside)])
     state[near[inside & (state[near] == HELD)]] = BROKEN
     rows, rest = settled.nonzero().squeeze(1), (~settled).nonzero().squeeze(1)
 

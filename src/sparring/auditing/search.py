@@ -48,16 +48,22 @@ class Search:
 
     def work(self) -> bool:
         """Go through all stages; returns whether there was time for all of them."""
+        return self.look() and self.attack()
+
+    def look(self) -> bool:
+        """Stage 0: what the model says of the untouched images; False when time ran out."""
         self.take_up(0)
-        if not self._clean():
-            return False
-        cascade = Cascade(self.plan, self.setting.threat.norm, self.setting.gradients)
+        return self._clean()
+
+    def attack(self, before: int = 0) -> bool:
+        """All stages of attacks, after `before` others; False when time ran out."""
+        cascade = Cascade(self.plan, self.setting.threat.norm, self.setting.gradients, before=before)
         fell = 0
         while (stage := cascade.next(len(self.standing.held), fell)) is not None:
             held = self.standing.held
             chosen = held[nearest(self.standing.gap[held], self.standing.ids[held], stage.rows)]
             self.take_up(stage.number)
-            if not self._stage(stage, chosen):
+            if not self.play(stage, chosen):
                 return False
             fell = self.standing.fell[stage.number]
             self.evidence.forget(self.standing.stale())
@@ -77,7 +83,6 @@ class Search:
         return list(torch.split(chosen, max(1, min(max(fits, 1), max(soon, self.setting.width)))))
 
     def _clean(self) -> bool:
-        """Stage 0: what the model says of the untouched images."""
         while len(waiting := (self.standing.state == WAITING).nonzero().squeeze(1)):
             if self.setting.stop():
                 return False
@@ -115,7 +120,7 @@ class Search:
             )
         )
 
-    def _stage(self, stage: Stage, chosen: Tensor) -> bool:
+    def play(self, stage: Stage, chosen: Tensor) -> bool:
         """One stage on the rows `chosen` before it began; False when time ran out."""
         while True:
             left = chosen[self.standing.stage[chosen] < stage.number]

@@ -44,6 +44,11 @@ class Standing:
         self.reach = torch.full((n,), torch.inf, dtype=torch.float64)  # the smallest distance found
         self.near, self.near_image = torch.full((n,), -1), torch.full((n,), -1)  # its shard, and its place there
         self.measured = torch.full((n,), -1)  # stage of the last word on distances
+        self.bound = torch.full((n,), -torch.inf, dtype=torch.float64)  # the best of the weakest margin, less its guard
+        self.guard = torch.full((n,), torch.nan, dtype=torch.float64)  # what was taken off that bound
+        self.weighed = torch.full((n,), -1)  # stage of the last word of a proof
+        self.proof = torch.full((n,), -1)  # the shard that holds the proof of a certified row
+        self.radius = torch.full((n,), torch.nan, dtype=torch.float64)  # the largest at which the row is proved
         self.moved = torch.zeros(n, dtype=torch.bool)
         self.names: list[str] = []  # of shards, by number
         self.stages: dict[int, str] = {}  # what was tried, by stage
@@ -52,6 +57,7 @@ class Standing:
         self.costs: Counter[tuple[int, str]] = Counter()  # by stage: forward, backward
         self.seconds: defaultdict[int, float] = defaultdict(float)  # by stage
         self.fell: Counter[int] = Counter()  # rows that each stage broke
+        self.proved: Counter[int] = Counter()  # rows that each stage of proofs certified
 
     @classmethod
     def of(cls, evidence: Evidence) -> Standing:
@@ -91,6 +97,9 @@ class Standing:
         self.stages[shard.stage] = shard.name
         state = torch.tensor([STATES.index(word) for word in shard.state], dtype=torch.int8)
         self.tried[shard.stage] += len(at)
+        if shard.bound is not None or shard.radius is not None:
+            self._weigh(at, state, shard, number)
+            return
         if shard.nearer is not None:
             self._come_nearer(at, state, shard, number)
             return
@@ -117,6 +126,20 @@ class Standing:
         self.eight_bit[at] = torch.tensor(shard.eight_bit, dtype=torch.bool)
         self.image[at] = torch.arange(len(at))
         self.reach[at], self.near[at], self.near_image[at] = self.distance[at], self.shard[at], self.image[at]
+
+    def _weigh(self, at: Tensor, state: Tensor, shard: Shard, number: int) -> None:
+        """Take the word of a proof: a row that held and is proved is certified; what came closest to it stays."""
+        self.weighed[at] = shard.stage
+        if shard.radius is not None:
+            self.radius[at] = torch.tensor(shard.radius, dtype=torch.float64)
+            return
+        bound = torch.tensor(shard.bound, dtype=torch.float64)
+        guard = torch.tensor(shard.guard, dtype=torch.float64)
+        better = bound > self.bound[at]
+        self.bound[at[better]], self.guard[at[better]] = bound[better], guard[better]
+        proved = at[(state == CERTIFIED) & (self.state[at] == HELD)]
+        self.state[proved], self.stage[proved], self.proof[proved] = CERTIFIED, shard.stage, number
+        self.proved[shard.stage] += len(proved)
 
     def _come_nearer(self, at: Tensor, state: Tensor, shard: Shard, number: int) -> None:
         """Take a word on distances: it moves no verdict but that of a row that held and is broken by its image."""

@@ -48,7 +48,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "seconds": round(sum(standing.seconds.values()), 3),
         "also_spent": {
             name: {key: part[key] for key in ("forward", "backward", "seconds")}
-            for name, part in (("checklist", checks), ("curve", curve))
+            for name, part in (("spot check", run.figures("spot_check") or {}), ("checklist", checks), ("curve", curve))
             if part.get("forward") is not None
         },
         "complete": (run.path / "evidence" / "finished.json").is_file(),
@@ -60,12 +60,19 @@ def summarise(run: Run) -> dict[str, Any]:
         "confusion": _confusion(standing, len(plan["classes"])),
         "errors": _errors(standing),
         "confidence": _confidence(standing),
-    } | ({"distances": spread(standing, rows, plan["eps"])} if measured(run) else {})
+        **({"distances": spread(standing, rows, plan["eps"])} if measured(run) else {}),
+        **({"proofs": proofs(run, standing)} if certifying(run) else {}),
+    }
 
 
 def measured(run: Run) -> bool:
     """Was the run to look for the smallest distances?"""
     return bool(run.plan["settings"].get("distances"))
+
+
+def certifying(run: Run) -> bool:
+    """Was the run to look for proofs?"""
+    return bool(run.plan["settings"].get("certify"))
 
 
 def _share(values: torch.Tensor) -> float | None:
@@ -80,6 +87,7 @@ def _stages(standing: Standing) -> list[dict[str, Any]]:
             "name": standing.stages[stage],
             "rows": standing.tried[stage],
             "broken": standing.fell[stage],
+            **({"certified": standing.proved[stage]} if standing.stages[stage].startswith(PREFIX) else {}),
             "forward": standing.costs[stage, "forward"],
             "backward": standing.costs[stage, "backward"],
             "seconds": round(standing.seconds[stage], 3),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,15 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparring.core.errors import ModelError, UsageError
+from sparring.core.errors import ModelError
 from sparring.core.model import Access, Prediction
-from sparring.models.onnx_ops import DTYPES, OPERATORS, Result, lacking
+from sparring.models.onnx_file import Source, need, read
+from sparring.models.onnx_ops import OPERATORS, Result, lacking
 from sparring.models.onnx_pixels import Node
 from sparring.models.torch import TorchModel
-
-_OLDEST = 7  # before it, operators broadcast by other rules
-_FLOATS = (torch.float32, torch.float16, torch.float64)
-_CUT = "export the classifier alone, or cut it out with onnx.utils.extract_model"
 
 
 def open_onnx(
@@ -61,16 +57,8 @@ class OnnxRuntimeModel:
         std: Sequence[float] | None = None,
         probabilities: bool = False,
     ) -> None:
-        runtime = _need("onnxruntime")
         self.bounds, source = bounds, read(path)
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors only: they are raised as well
-        try:
-            stored = source.proto.SerializeToString()
-            self._session = runtime.InferenceSession(stored, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise ModelError(f"{path}: ONNX Runtime cannot open it: {error}") from error
+        self._session = session(source)
         self._source = replace(source, proto=None)
         soft = probabilities and not source.softmax
         self._model = TorchModel(self._answer, bounds=bounds, mean=mean, std=std, probabilities=soft)
@@ -90,6 +78,19 @@ class OnnxRuntimeModel:
         return self._source.join(parts, len(x)).to(x.device)
 
 
+def session(source: Source) -> Any:
+    """The graph of `source` in ONNX Runtime on the CPU, on as many threads as torch has."""
+    runtime = need("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors only: they are raised as well
+    try:
+        stored = source.proto.SerializeToString()
+        return runtime.InferenceSession(stored, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"{source.path}: ONNX Runtime cannot open it: {error}") from error
+
+
 class OnnxGraph(nn.Module):
     """A graph as torch operations, carried out node by node; its constants are buffers."""
 
@@ -106,9 +107,9 @@ class OnnxGraph(nn.Module):
         """Logits (n, classes) of images `x` (n, c, h, w)."""
         pieces = self.source.arrange(x)
         if self._at_once and len(pieces) > 1:
-            parts = torch.vmap(self._carry_out)(torch.stack(pieces)).unbind()
+            parts = torch.vmap(self.carry_out)(torch.stack(pieces)).unbind()
         else:
-            parts = tuple(self._carry_out(piece) for piece in pieces)
+            parts = tuple(self.carry_out(piece) for piece in pieces)
         return self.source.join(parts, len(x))
 
     def _plan(self) -> list[_Step]:
@@ -167,7 +168,8 @@ class OnnxGraph(nn.Module):
             )
         return known, nodes
 
-    def _carry_out(self, x: Tensor) -> Tensor:
+    def carry_out(self, x: Tensor) -> Tensor:
+        """The output for an input `x` as the graph wants it."""
         buffers = dict(self.named_buffers())
         values: dict[str, Tensor | None] = {name: buffers[held] for name, held in self._held.items()}
         values |= {"": None, self.source.input: x}
@@ -195,57 +197,11 @@ class OnnxGraph(nn.Module):
         count = 2 * torch.Size(sizes).numel()
         x = (torch.arange(count) * 0.618 % 1).to(self.source.dtype).view(2, *sizes).requires_grad_()
         try:
-            together, apart = torch.vmap(self._carry_out)(x), torch.stack([self._carry_out(piece) for piece in x])
+            together, apart = torch.vmap(self.carry_out)(x), torch.stack([self.carry_out(piece) for piece in x])
             slopes = [torch.autograd.grad(out.float().square().sum(), x)[0] for out in (together, apart)]
         except Exception:
             return False  # then piece by piece, where a real fault comes out
         return _near(together.detach(), apart.detach(), 1e-3) and _near(slopes[0], slopes[1], 0.1)
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a file holds: a graph from one batch of images to one batch of logits."""
-
-    path: str
-    proto: Any  # onnx.ModelProto, without a softmax at its end; None once it is understood
-    opset: int  # the version of the standard operators
-    input: str
-    output: str
-    dtype: torch.dtype
-    shape: tuple[int | None, ...] | None  # of the input, as the graph declares it
-    softmax: bool  # one was dropped
-
-    @property
-    def batch(self) -> int | None:
-        """The only number of images that the graph takes at once, if it insists on one."""
-        return None if self.shape is None else self.shape[0]
-
-    @property
-    def channels_last(self) -> bool:
-        """Does the graph want images (n, h, w, c)? Read off its sizes."""
-        return self.shape is not None and self.shape[3] in (1, 3) and self.shape[1] not in (1, 3)
-
-    @property
-    def asked(self) -> tuple[int | None, ...]:
-        """The sizes (n, c, h, w) of the images that it serves; any n."""
-        _, *sizes = self.shape or (None,) * 4
-        return (None, sizes[2], *sizes[:2]) if self.channels_last else (None, *sizes)
-
-    def join(self, parts: Sequence[Tensor], rows: int) -> Tensor:
-        """The answers to the first `rows` images, as logits (n, classes) if they were (n, classes, 1, ...)."""
-        whole = torch.cat(list(parts))[:rows]
-        return whole.flatten(1) if set(whole.shape[2:]) == {1} else whole
-
-    def arrange(self, x: Tensor) -> list[Tensor]:
-        """Images (n, c, h, w) as the graph wants them; where it insists on a batch, filled up with the last one."""
-        asked = self.asked
-        if any(size not in (None, came) for size, came in zip(asked[1:], x.shape[1:], strict=True)):
-            raise ModelError(f"{self.path}: expected images {_told(asked)}, got {tuple(x.shape)}; resize them")
-        x = (x.permute(0, 2, 3, 1) if self.channels_last else x).to(self.dtype).contiguous()
-        if self.batch is None:
-            return [x]
-        spare = -len(x) % self.batch
-        return list(torch.cat([x, x[-1:].expand(spare, *x.shape[1:])]).chunk((len(x) + spare) // self.batch))
 
 
 @dataclass(frozen=True)
@@ -257,107 +213,14 @@ class _Step:
     over: tuple[str, ...]  # what nobody needs any more
 
 
-def read(path: str | Path) -> Source:
-    """The graph stored at `path`, checked to be a classifier of images."""
-    if not Path(path).is_file():
-        raise UsageError(f"expected an ONNX file, found no file {path}")
-    proto = _load(path)
-    graph = proto.graph
-    constants = {constant.name for constant in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in constants]
-    _one(path, "input, images (n, c, h, w)", inputs)
-    _one(path, "output, logits (n, classes)", list(graph.output))
-    dtype, shape = _declared(inputs[0])
-    if dtype not in _FLOATS:
-        raise ModelError(f"{path}: expected an input of floats, got {dtype}; put the conversion outside the graph")
-    if shape is not None and len(shape) != 4:
-        raise ModelError(f"{path}: expected an input (n, c, h, w), got {_told(shape)}; export it for images")
-    _, out = _declared(graph.output[0])
-    if out is not None and (len(out) < 2 or set(out[2:]) - {1}):
-        raise ModelError(f"{path}: expected logits (n, classes), got {_told(out)}; flatten them in the graph")
-    opset = max((int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=_OLDEST)
-    if opset < _OLDEST:
-        raise ModelError(
-            f"{path}: expected opset {_OLDEST} or later, got {opset}; "
-            f"convert it with onnx.version_converter.convert_version"
-        )
-    softmax = _drop_softmax(graph, opset, 2 if out is None else len(out))
-    return Source(str(path), proto, opset, inputs[0].name, graph.output[0].name, dtype, shape, softmax)
-
-
-def _load(path: str | Path) -> Any:
-    """The checked onnx.ModelProto at `path`; unlike the checker, allow inputs and outputs without sizes."""
-    onnx = _need("onnx")
-    try:
-        proto = onnx.load(str(path), format="protobuf")
-        ends = [value.type for value in (*proto.graph.input, *proto.graph.output)]
-        bare = [t.tensor_type for t in ends if t.HasField("tensor_type") and not t.tensor_type.HasField("shape")]
-        for kind in bare:
-            kind.shape.SetInParent()
-        onnx.checker.check_model(proto)
-        for kind in bare:
-            kind.ClearField("shape")
-        return _need("onnx.inliner").inline_local_functions(proto) if proto.functions else proto
-    except UsageError:
-        raise
-    except Exception as error:
-        raise ModelError(f"{path}: expected an ONNX model, got another kind or a damaged file: {error}") from error
-
-
-def _drop_softmax(graph: Any, opset: int, rank: int) -> bool:
-    """Make the logits before a softmax over the classes the output of `graph`; was there one?"""
-    makers = {name: node for node in graph.node for name in node.output}
-    name, ends = graph.output[0].name, []
-    while name in makers and makers[name].op_type in ("Identity", "Softmax", "LogSoftmax"):
-        ends.append(makers[name])
-        name = ends[-1].input[0]
-        if ends[-1].op_type != "Identity":
-            break
-    if name not in makers or not ends or ends[-1].op_type == "Identity":
-        return False
-    axis = next((a.i for a in ends[-1].attribute if a.name == "axis"), 1 if opset < 13 else -1)
-    gone = [node.output[0] for node in ends]
-    kept = [node for node in graph.node if node.output[0] not in gone]
-    if axis % rank != 1 or any(used in gone for node in kept for used in node.input):
-        return False  # not over the classes, or more than an end
-    del graph.node[:]
-    graph.node.extend(kept)
-    graph.output[0].name = name
-    return True
-
-
 def _named(names: Sequence[str], made: Result) -> dict[str, Tensor]:
     pairs = zip(names, (made,) if isinstance(made, Tensor) else made, strict=False)
     return {name: value for name, value in pairs if name}  # what has no name is not wanted
 
 
-def _need(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise UsageError(f"an ONNX model needs the package {package}; pip install 'sparring[onnx]'") from error
-
-
-def _one(path: str | Path, what: str, values: list[Any]) -> None:
-    if len(values) != 1:
-        names = ", ".join(value.name for value in values) or "none"
-        raise ModelError(f"{path}: expected one {what}, got {len(values)} ({names}); {_CUT}")
-
-
-def _declared(value: Any) -> tuple[torch.dtype | None, tuple[int | None, ...] | None]:
-    """Type and sizes of an input or output; an open size is `None`."""
-    kind = value.type.tensor_type
-    sizes = tuple(int(d.dim_value) if d.dim_value > 0 else None for d in kind.shape.dim)
-    return DTYPES.get(kind.elem_type), sizes if kind.HasField("shape") else None
-
-
-def _told(shape: Sequence[int | None]) -> str:
-    return "(" + ", ".join("?" if size is None else str(size) for size in shape) + ")"
-
-
 def _tensor(constant: Any) -> Tensor:
     try:
-        return torch.from_numpy(np.array(_need("onnx.numpy_helper").to_array(constant)))
+        return torch.from_numpy(np.array(need("onnx.numpy_helper").to_array(constant)))
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"expected constants of numbers, got {constant.name!r} of type {constant.data_type}: {error}; "
@@ -366,7 +229,7 @@ def _tensor(constant: Any) -> Tensor:
 
 
 def _attribute(raw: Any) -> Any:
-    value = _need("onnx.helper").get_attribute_value(raw)
+    value = need("onnx.helper").get_attribute_value(raw)
     if isinstance(value, bytes):
         return value.decode()
     if type(value).__name__ == "TensorProto":
