@@ -134,7 +134,7 @@ def entries(norm: str, classes: int) -> list[Entry]:
             ours("fmn", "l2"),
             foolbox("fmn", "L2FMNAttack", 2, steps=N),
             advlib("fmn", "fast_minimum_norm", "fmn", 2, norm=2, steps=N),
-            ours("cw:steps={},rounds=5,c=1.0", "l2", rounds=5),
+            ours("cw", "l2", rounds=7),
             foolbox("cw", "L2CarliniWagnerAttack", 2, rounds=5, steps=N, binary_search_steps=5, initial_const=1.0),
             art("cw", "CarliniL2Method", 6, rounds=5, max_iter=N, binary_search_steps=5, initial_const=1.0,
                 batch_size=512, verbose=False),
@@ -176,7 +176,7 @@ def entries(norm: str, classes: int) -> list[Entry]:
         ],
         "l1": [
             ours("nearest", "l1"),
-            ours("ead:steps={},searches=5,weight=1.0,beta=0.02", "l1", rounds=5),
+            ours("ead", "l1", rounds=6),
             foolbox("ead", "EADAttack", 3, rounds=5, steps=N, binary_search_steps=5, initial_const=1.0,
                     regularization=0.02, decision_rule="L1", abort_early=False),
             torchattacks("ead", "EADL1", 3, rounds=5, max_iterations=N, binary_search_steps=5, initial_const=1.0,

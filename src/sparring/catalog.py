@@ -1,7 +1,7 @@
-"""What there is, by name: every attack and defense that stands in its folder or that a plug-in names.
+"""What there is, by name: every attack, defense and guard that stands in its folder or that a plug-in names.
 
-A plug-in is any installed package with an entry point in the group `sparring.attacks` or
-`sparring.defenses` that names a class. There is no registry to edit.
+A plug-in is any installed package with an entry point in the group `sparring.attacks`, `sparring.defenses` or
+`sparring.guards` that names a class. There is no registry to edit.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from sparring.core.attack import Attack
 from sparring.core.defense import Defense
 from sparring.core.errors import UsageError, unknown
+from sparring.guards.guard import Guard
 
 
 def _family(package: str) -> dict[str, Any]:
@@ -38,6 +39,11 @@ def attacks() -> dict[str, type[Attack]]:
 def defenses() -> dict[str, type[Defense]]:
     """Every defense class by name."""
     return _family("defenses")
+
+
+def guards() -> dict[str, type[Guard]]:
+    """Every guard class by name: defenses at inference, and detectors."""
+    return _family("guards")
 
 
 def parse(text: str) -> tuple[str, dict[str, str]]:
@@ -99,3 +105,9 @@ def defense(text: str, **options: Any) -> Any:
     """The defense that `text` describes, such as `madry:eps=0.3`."""
     name, given = parse(text)
     return build(defenses(), "defense", name, {**given, **options})
+
+
+def guard(text: str, **options: Any) -> Any:
+    """The guard that `text` describes, such as `bit_depth:bits=2`."""
+    name, given = parse(text)
+    return build(guards(), "guard", name, {**given, **options})

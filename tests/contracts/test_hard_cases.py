@@ -31,7 +31,7 @@ CASES = [(name, norm) for name in sorted(ATTACKS) for norm in ATTACKS[name].norm
 # What a row costs that nothing breaks, where that is not a pass for each of the 10 steps and one for the last point.
 COSTS = {
     "boundary": (5, 0), "hopskipjump": (5, 0), "surfree": (5, 0),  # four tries to start, and a legal last point
-    "cw": (5, 4), "ead": (21, 20), "sifgsm": (21, 20),  # two rounds, which cw leaves early; two copies
+    "cw": (21, 20), "ead": (21, 20), "sifgsm": (21, 20),  # two rounds; two copies
     "deepfool": (11, 20), "superdeepfool": (11, 20),  # a backward pass for each rival, but for a target one
     "fgsm": (2, 1), "jsma": (2, 2), "vmifgsm": (29, 28),  # 9 (1 + 2) + 1 + 1
 }  # fmt: skip

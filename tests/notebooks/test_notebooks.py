@@ -19,7 +19,7 @@ SAID = {  # what a chapter promises to say
     "4_defend": ("zero_gradient", "PGD that knows what rounding does"),
     "5_gallery": ("nearest with 200 passes a row", "random signs: fools on", "read as 3"),
 }
-SHOWN = {"1_train": 2, "2_make": 0, "3_improve": 2, "4_defend": 1, "5_gallery": 1}  # objects that show themselves as HTML
+SHOWN = {"1_train": 2, "2_make": 0, "3_improve": 2, "4_defend": 1, "5_gallery": 1}  # objects shown as HTML
 CELL = 300  # seconds until a cell counts as stuck
 
 

@@ -92,7 +92,7 @@ def algorithm_2(model: Probe, x0: Tensor, y: int, norm: str, attack: DeepFool, t
             else:
                 steps.append((abs(f) / float(w.abs().sum()), abs(f) / float(w.abs().sum()) * w.sign()))
         distance, move = min(steps, key=lambda pair: pair[0])
-        r = r + move * max(1.0, 6e-4 / distance)  # no step is shorter than 1e-5 of the range, which is 60 here
+        r = r + move * max(1.0, 6e-3 / distance)  # no step is shorter than 1e-4 of the range, which is 60 here
         points.append(x0 + far * r)
     return points
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -63,8 +65,8 @@ def sdf(model: Probe, x0: Tensor, y: int, attack: SuperDeepFool, target: int = -
         rival = max((k for k in range(len(z)) if k != at), key=lambda k: float(z[k]))
         return sign * float(z[at] - z[rival]), sign * (jacobian[at] - jacobian[rival])
 
-    def floored(move: Tensor) -> Tensor:  # no step is shorter than 1e-5 of the range, which is 60 here
-        return move * max(1.0, 6e-4 / float(move.norm()))
+    def floored(move: Tensor) -> Tensor:  # no step is shorter than 1e-4 of the range, 60 here, nor 1 % of the way
+        return move * max(1.0, max(6e-3, 0.01 * float((asked[-1] - x0).norm())) / float(move.norm()))
 
     def onto(z: Tensor, jacobian: Tensor) -> Tensor:
         if target >= 0:
@@ -211,3 +213,13 @@ def test_the_way_back_is_searched_by_false_position():
 def test_it_wants_two_classes():
     with pytest.raises(UsageError, match="at least 2 classes"):
         SuperDeepFool(classes=1)
+
+
+def test_no_step_of_a_walk_is_shorter_than_a_hundredth_of_the_way():
+    model = Probe(lambda flat: torch.stack([0 * flat[:, 0], flat[:, 0] - 0.9], 1))
+    x, y = torch.full((1, 1, 1, 3), 0.1), torch.tensor([0])
+    batch, attack = Batch(x, y, y - 1, y, L2(9.0)), SuperDeepFool()
+    short = torch.tensor([0.8999, 0.1, 0.1]).view_as(x)
+    seen = Observation(batch, model.query(short, Access.GRADIENT), y > 0, Access.GRADIENT)
+    state = replace(attack.init(batch), x=short, k=y + 1)
+    assert float(attack.step(batch, state, seen).x[0, 0, 0, 0]) == pytest.approx(0.8999 + 1.02 * 0.007999, abs=1e-6)

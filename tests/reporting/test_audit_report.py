@@ -368,12 +368,17 @@ def test_a_real_audit_is_told_as_its_evidence_has_it(tmp_path: Path) -> None:
     counts, ends = figures["counts"], figures["robust_accuracy"]
     assert 0 < counts["broken"] < 36  # otherwise this shows little
     said = page.say("verdict")
-    assert f"{100 * ends['lower']:.1f} % to {100 * ends['upper']:.1f} % robust accuracy on these 40 images" in said
+    assert ends["lower"] == ends["upper"]  # of a linear model nothing stays unknown
+    assert f"{100 * ends['upper']:.1f} % robust accuracy on these 40 images" in said
+    assert "means: proved that no image within eps is read as anything else" in said
+    assert f"{counts['certified']} of 40 images are proved robust" in page.say("certified")
+    assert "were attacked all the same; none fell" in page.say("certified")
     for verdict, number in counts.items():
         assert f"{verdict} {number} ({100 * number / 40:.1f} %)" in said
     for one in figures["stages"]:
         line = (
-            f"{one['stage']}. {one['name']} {one['rows']:,} {one['broken']:,} {one['forward']:,} {one['backward']:,}"
+            f"{one['stage']}. {one['name']} {one['rows']:,} {one['broken']:,} {one.get('certified', '–')} "
+            f"{one['forward']:,} {one['backward']:,}"
         )
         assert line in page.say("stages")
     cells = re.findall(r'<td style="--heat:\d+%" title="(\d) → (\d)">(\d*)</td>', page.source)

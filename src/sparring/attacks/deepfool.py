@@ -14,6 +14,7 @@ from sparring.core.errors import UsageError
 from sparring.core.model import Access
 
 _LAST = 0.1  # of the overshoot is left at the last look
+_LEAST = 1e-4  # of the range: steps shorter than that would creep up to a boundary where pixels are at a bound
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class DeepFool:
     classes: int = 10
 
     name: ClassVar[str] = "deepfool"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[Access] = Access.GRADIENT
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "unbounded")
     paper: ClassVar[str] = "Moosavi-Dezfooli et al. 2016, arXiv:1511.04599"
@@ -73,10 +74,13 @@ def is_fooled(batch: Batch, seen: Observation) -> Tensor:
     return (seen.labels == batch.label) == batch.targeted
 
 
-def nearest_boundary(batch: Batch, seen: Observation, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+def nearest_boundary(
+    batch: Batch, seen: Observation, classes: int, least: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The shortest step (n, ...) onto one of the linearised boundaries; the margin (n,) and its gradient.
 
-    The boundaries are those between the true class and its rivals, or between the target and its first rival.
+    The boundaries are those between the true class and its rivals, or between the target and its first rival. No
+    step is shorter than 1e-4 of the range, which the authors' code adds to each, nor than `least` (n,) if given.
     """
     label = batch.label[:, None]
     logits = seen.logits
@@ -99,7 +103,8 @@ def nearest_boundary(batch: Batch, seen: Observation, classes: int) -> tuple[Ten
         closer = far < found[0]
         found[:2] = [torch.where(closer, far, found[0]), torch.where(per_row(closer, gradient), gradient, found[1])]
     distance, direction, margin, towards = found
+    distance = distance if least is None else distance.maximum(least)
     # Not so short that a tie is never left, not so long that a step without a direction becomes NaN.
     low, high = batch.threat.bounds
-    length = distance.clamp(1e-5 * (high - low), 1e9).to(direction.dtype)
+    length = distance.clamp(_LEAST * (high - low), 1e9).to(direction.dtype)
     return per_row(length, direction) * batch.threat.steepest(direction), margin, towards

@@ -15,6 +15,7 @@ from sparring.core.errors import UsageError
 from sparring.core.model import Access
 
 WALKING, PROJECTED, SEARCHING = 0, 1, 2
+_LEAST = 0.01  # of the way gone so far: the end of a walk is projected, so to creep up to the boundary gains nothing
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class SuperDeepFool:
 
     Abdollahpoorrostam et al. 2023, SDF(inf, 1) for many classes: x = x_0 + (r . w / |w|^2) w with w the
     gradient of the margin where the walk ended; a walk that follows begins at x, as in the paper (the authors'
-    code adds the projections up). Where the bounds are in the way x may never fool: after `walks` walks the end of
-    the last one stands for it. Once x fools, `search` looks are spent on the way back to the clean image, by
-    false position, each a tenth nearer to the end that fools. A step costs DeepFool's backward passes.
+    code adds the projections up). No step of a walk is shorter than a hundredth of the way so far. Where the bounds
+    are in the way x may never fool: after `walks` walks the end of the last one stands for it. Once x fools,
+    `search` looks are spent on the way back to the clean image, by false position, each a tenth nearer to the end
+    that fools. A step costs DeepFool's backward passes.
     """
 
     steps: int = 100
@@ -51,7 +53,7 @@ class SuperDeepFool:
     search: int = 4
 
     name: ClassVar[str] = "superdeepfool"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[Access] = Access.GRADIENT
     norms: ClassVar[tuple[str, ...]] = ("l2", "unbounded")
     paper: ClassVar[str] = "Abdollahpoorrostam et al. 2023, arXiv:2303.12481"
@@ -71,7 +73,8 @@ class SuperDeepFool:
 
     def step(self, batch: Batch, state: SuperDeepFoolState, seen: Observation) -> SuperDeepFoolState:
         """Walk on, project, or search."""
-        onto, margin, normal = nearest_boundary(batch, seen, self.classes)
+        gone = batch.threat.distance(state.x, batch.x)
+        onto, margin, normal = nearest_boundary(batch, seen, self.classes, _LEAST * gone)
         fooled = is_fooled(batch, seen)
         state = _noted(state, margin.double(), fooled, self.walks)
         walked = state.base + (1 + self.overshoot) * ((state.x - state.base) / (1 + self.overshoot) + onto)

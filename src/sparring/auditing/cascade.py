@@ -53,6 +53,11 @@ def profile(name: str) -> Profile:
     return PROFILES[name]
 
 
+def opening(plan: Profile, gradients: bool) -> Attack:
+    """The attack that every row meets first."""
+    return Sprint(plan.opening, loss="log_odds") if gradients else Square(steps=50 * plan.opening, p=0.3)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One thing to try, on the rows that came closest."""
@@ -101,8 +106,7 @@ class Cascade:
         if not held:
             self.stage = None
         elif last is None:
-            sprint, square = Sprint(self.plan.opening, loss="log_odds"), Square(steps=50 * self.plan.opening, p=0.3)
-            attack: Attack = sprint if self.gradients else square
+            attack = opening(self.plan, self.gradients)
             self.stage = Stage(self.before + 1, attack.name, held, attack, before=self.before)
         else:
             self.stage = self._round(last, held, fell)

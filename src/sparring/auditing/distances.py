@@ -47,7 +47,7 @@ def spread(standing: Standing, rows: int, eps: float) -> dict[str, Any]:
         "median": _quantile(found, rows, 0.5),
         "mean": found.mean().item() if len(found) else None,
         "quantiles": {f"{share:g}": _quantile(found, rows, share) for share in QUANTILES},
-        "curve": _curve(found, rows, eps),
+        "curve": steps(found, rows, eps),
         "histogram": _histogram(right),
         "found_by": dict(Counter(stages)),
     }
@@ -63,7 +63,7 @@ def _quantile(found: Tensor, rows: int, share: float) -> float | None:
     return found[place].item() if place < len(found) else None
 
 
-def _curve(found: Tensor, rows: int, eps: float) -> dict[str, list[float]]:
+def steps(found: Tensor, rows: int, eps: float) -> dict[str, list[float]]:
     """Where the share of rows that have not fallen changes, and to what; its first step is clean accuracy at 0.
 
     A long one is thinned: a step then takes place where the last of several does, so it stays an upper bound.

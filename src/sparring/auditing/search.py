@@ -93,7 +93,7 @@ class Search:
 
     def _look(self, at: Tensor) -> None:
         x, y = self.to(self.images.x[at]), self.to(self.images.y[at])
-        judged = self._judge(x, y, x, self.setting.model, self.setting.threat)
+        judged = self.judge(x, y, x, self.setting.model, self.setting.threat)
         state = torch.where(judged.hit, MISCLASSIFIED, HELD).cpu()
         if not self.setting.threat.eps:  # the ball holds the clean image alone, and that was looked at
             state[state == HELD] = CERTIFIED
@@ -202,8 +202,8 @@ class Search:
         levels = ((rounded - low) * (255.0 / (high - low))).round().to(torch.uint8)
         stored = self.evidence.store_images(name, {"ids": ids, "exact": exact, "eight_bit": levels})
         model, decoded = fresh(self.setting.model), self.to(stored["eight_bit"].float() / 255.0 * (high - low) + low)
-        again = self._judge(x, y, self.to(stored["exact"]), model, limit)
-        saved = self._judge(x, y, decoded, model, limit)
+        again = self.judge(x, y, self.to(stored["exact"]), model, limit)
+        saved = self.judge(x, y, decoded, model, limit)
         survives = saved.hit & (~inside | threat.contains(decoded, x))
         confirmed = (again.hit & survives if self.setting.eight_bit else again.hit).cpu()
         if not confirmed.all():
@@ -217,7 +217,8 @@ class Search:
         said["eight_bit"] = [bool(survives[row]) for row in at]
         return confirmed, said
 
-    def _judge(self, x: Tensor, y: Tensor, points: Tensor, model: Model, limit: Threat) -> Judged:
+    def judge(self, x: Tensor, y: Tensor, points: Tensor, model: Model, limit: Threat) -> Judged:
+        """What `model` and the judge say of `points` within `limit` of images `x` with labels `y`."""
         aim, setting = torch.full_like(y, -1), self.setting
         width = setting.known.fitting(len(y), setting.width, Access.SCORE)
         return replay(model, JUDGE, Batch(x, y, aim, aim, limit), points, width)

@@ -44,7 +44,7 @@ class Standing:
         self.reach = torch.full((n,), torch.inf, dtype=torch.float64)  # the smallest distance found
         self.near, self.near_image = torch.full((n,), -1), torch.full((n,), -1)  # its shard, and its place there
         self.measured = torch.full((n,), -1)  # stage of the last word on distances
-        self.bound = torch.full((n,), -torch.inf, dtype=torch.float64)  # the best of the weakest margin, less its guard
+        self.bound = torch.full((n,), -torch.inf, dtype=torch.float64)  # of the weakest margin, less its guard
         self.guard = torch.full((n,), torch.nan, dtype=torch.float64)  # what was taken off that bound
         self.weighed = torch.full((n,), -1)  # stage of the last word of a proof
         self.proof = torch.full((n,), -1)  # the shard that holds the proof of a certified row
@@ -128,7 +128,7 @@ class Standing:
         self.reach[at], self.near[at], self.near_image[at] = self.distance[at], self.shard[at], self.image[at]
 
     def _weigh(self, at: Tensor, state: Tensor, shard: Shard, number: int) -> None:
-        """Take the word of a proof: a row that held and is proved is certified; what came closest to it stays."""
+        """Take the word of a proof: it moves rows that held, to certified or to broken by an image that it found."""
         self.weighed[at] = shard.stage
         if shard.radius is not None:
             self.radius[at] = torch.tensor(shard.radius, dtype=torch.float64)
@@ -140,6 +140,10 @@ class Standing:
         proved = at[(state == CERTIFIED) & (self.state[at] == HELD)]
         self.state[proved], self.stage[proved], self.proof[proved] = CERTIFIED, shard.stage, number
         self.proved[shard.stage] += len(proved)
+        fell = at[state == BROKEN]
+        self.state[fell], self.stage[fell], self.shard[fell], self.gap[fell] = BROKEN, shard.stage, number, 0.0
+        self.fell[shard.stage] += len(fell)
+        self._told(fell, shard)
 
     def _come_nearer(self, at: Tensor, state: Tensor, shard: Shard, number: int) -> None:
         """Take a word on distances: it moves no verdict but that of a row that held and is broken by its image."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sparring.auditing import proofs
 from sparring.auditing.distances import spread
 from sparring.auditing.evidence import Evidence, as_json
 from sparring.auditing.intervals import clopper_pearson
@@ -36,6 +37,8 @@ def summarise(run: Run) -> dict[str, Any]:
         low, high = clopper_pearson(round(lower * rows), rows)[0], clopper_pearson(round(upper * rows), rows)[1]
         ends = {"lower": low, "upper": high, "level": LEVEL}
     checks, curve = run.figures("checklist") or {}, run.figures("curve") or {}
+    beside = {name.replace("_", " "): run.figures(name) or {} for name in proofs.SPOT_CHECKS}
+    beside |= {"checklist": checks, "curve": curve}
     signs = checks.get("signs", [])
     return {
         "rows": rows,
@@ -48,7 +51,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "seconds": round(sum(standing.seconds.values()), 3),
         "also_spent": {
             name: {key: part[key] for key in ("forward", "backward", "seconds")}
-            for name, part in (("spot check", run.figures("spot_check") or {}), ("checklist", checks), ("curve", curve))
+            for name, part in beside.items()
             if part.get("forward") is not None
         },
         "complete": (run.path / "evidence" / "finished.json").is_file(),
@@ -61,18 +64,13 @@ def summarise(run: Run) -> dict[str, Any]:
         "errors": _errors(standing),
         "confidence": _confidence(standing),
         **({"distances": spread(standing, rows, plan["eps"])} if measured(run) else {}),
-        **({"proofs": proofs(run, standing)} if certifying(run) else {}),
+        **({"proofs": proofs.figures(run, standing)} if proofs.asked(run) else {}),
     }
 
 
 def measured(run: Run) -> bool:
     """Was the run to look for the smallest distances?"""
     return bool(run.plan["settings"].get("distances"))
-
-
-def certifying(run: Run) -> bool:
-    """Was the run to look for proofs?"""
-    return bool(run.plan["settings"].get("certify"))
 
 
 def _share(values: torch.Tensor) -> float | None:
@@ -87,7 +85,7 @@ def _stages(standing: Standing) -> list[dict[str, Any]]:
             "name": standing.stages[stage],
             "rows": standing.tried[stage],
             "broken": standing.fell[stage],
-            **({"certified": standing.proved[stage]} if standing.stages[stage].startswith(PREFIX) else {}),
+            **({"certified": standing.proved[stage]} if proofs.is_proof(standing.stages[stage]) else {}),
             "forward": standing.costs[stage, "forward"],
             "backward": standing.costs[stage, "backward"],
             "seconds": round(standing.seconds[stage], 3),
@@ -168,8 +166,9 @@ def write_rows(run: Run) -> Path:
     standing = Standing.of(Evidence(run))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    near = measured(run)
-    writer.writerow((*COLUMNS, "nearest") if near else COLUMNS)
+    near, proving = measured(run), proofs.asked(run)
+    head = (*COLUMNS, *(("nearest",) if near else ()), *(proofs.COLUMNS if proving else ()))
+    writer.writerow(head)
     for place, verdict in enumerate(standing.verdicts):
         broken = verdict is Verdict.BROKEN
         shard = standing.names[int(standing.shard[place])] if standing.shard[place] >= 0 else ""
@@ -188,10 +187,11 @@ def write_rows(run: Run) -> Path:
                 int(standing.forward[place]), int(standing.backward[place]),
                 int(standing.eight_bit[place]) if broken else "", image, standing.reasons.get(place, ""),
                 *([_nearest(standing, place)] if near else []),
+                *(proofs.cells(standing, place) if proving else []),
             ]
         )  # fmt: skip
     for unseen in sorted(set(row_ids(run)) - set(standing.ids.tolist())):
-        writer.writerow([unseen, "", str(Verdict.UNDECIDED)] + [""] * (len(COLUMNS) - 3 + near))
+        writer.writerow([unseen, "", str(Verdict.UNDECIDED)] + [""] * (len(head) - 3))
     with writing(run.path):
         write_atomic(run.path / "rows.csv", text.getvalue().encode())
     return run.path / "rows.csv"

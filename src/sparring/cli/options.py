@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,6 +83,19 @@ def counted(show: Show, victim: Named, folder: Path) -> Iterator[None]:
             show.say(f"{victim.model.queries:,} images sent to {victim.name}, retries included")
             if (folder / "plan.json").is_file():
                 Run(folder).event("queries", sent=victim.model.queries)
+
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def seconds(budget: str | None) -> float | None:
+    """A time such as 60s or 5m in seconds."""
+    if budget is None:
+        return None
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(s|m|min|h|)", budget.strip())
+    if match is None:
+        raise UsageError(f"expected --budget as seconds, minutes or hours, such as 60s or 5m, got {budget!r}")
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def radius(norm: str, eps: float | None) -> float:

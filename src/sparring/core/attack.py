@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparring.core.batch import Batch, Rows
 from sparring.core.errors import AttackError
-from sparring.core.losses import Loss
+from sparring.core.losses import Loss, unflagged
 from sparring.core.model import Access, Prediction
 
 
@@ -32,11 +32,18 @@ class Observation:
 
     @property
     def logits(self) -> Tensor:
-        """(n, classes) float32; needs SCORE access."""
+        """(n, classes) float32; needs SCORE access. A detector's flag counts as the true class: see `unflagged`."""
+        return self._weigh(self._said)
+
+    @property
+    def _said(self) -> Tensor:
         self._need(Access.SCORE)
         if self._prediction.logits is None:
             raise AttackError("expected logits, got a model that gives labels only; use a decision-based attack")
         return self._prediction.logits
+
+    def _weigh(self, logits: Tensor) -> Tensor:
+        return logits if self._prediction.flagged is None else unflagged(logits, self._batch.y)
 
     def value_and_grad(self, loss: Loss, *, keep: bool = False) -> tuple[Tensor, Tensor]:
         """(n,) values of `loss` and (n, c, h, w) gradients at the point asked about; needs GRADIENT access.
@@ -47,8 +54,8 @@ class Observation:
         if self._prediction.vjp is None:
             raise AttackError("expected gradients, got a model without them; use a score- or decision-based attack")
         with torch.enable_grad():
-            logits = self.logits.detach().requires_grad_()
-            values = loss(logits, self._batch)
+            logits = self._said.detach().requires_grad_()
+            values = loss(self._weigh(logits), self._batch)
             (cotangent,) = torch.autograd.grad(values, logits, torch.ones_like(values))
         self.backward_passes += 1
         gradient = self._prediction.vjp(cotangent, keep=keep)

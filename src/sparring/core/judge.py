@@ -18,7 +18,8 @@ class Judge:
     """A row is broken by a legal point that its model gets wrong, or puts in the row's target class.
 
     With `confidence` > 0 the model must also give the class it names at least that probability. With
-    `any_wrong` a target is only where the attack aims, and any wrong class counts.
+    `any_wrong` a target is only where the attack aims, and any wrong class counts. A point that the model's own
+    detector flags breaks nothing, unless it is the image itself, which nobody touched: then the row is lost.
     """
 
     confidence: float = 0.0
@@ -42,11 +43,14 @@ class Judge:
             hit = hit & ~bad
         if self.confidence:
             hit = hit & (confidence(prediction) >= self.confidence)
-        return hit
+        return hit if prediction.flagged is None else hit & ~prediction.flagged
 
     def adversarial(self, batch: Batch, x: Tensor, prediction: Prediction) -> Tensor:
         """(n,) bool: is `x` a legal point that fools the model? Legality is computed in float64."""
         hit = self.fooled(batch, prediction)
+        if prediction.flagged is not None:
+            untouched = (x == batch.x).flatten(1).all(1) & (~batch.targeted | self.any_wrong)
+            hit = hit | (prediction.flagged & untouched)
         index = hit.nonzero().squeeze(1)
         if len(index) == 0:
             return hit
@@ -59,6 +63,13 @@ class Judge:
             return losses.margin(logits, batch)
         right = logits.gather(1, batch.y[:, None]).squeeze(1)
         return logits.scatter(1, batch.y[:, None], -torch.inf).amax(1) - right
+
+
+def weighed(batch: Batch, prediction: Prediction) -> Tensor | None:
+    """(n, classes) logits as the attacker must see them: those of a model that detects count its flag as `y`."""
+    if prediction.flagged is None or prediction.logits is None:
+        return prediction.logits
+    return losses.unflagged(prediction.logits, batch.y)
 
 
 def unanswered(logits: Tensor) -> Tensor | None:

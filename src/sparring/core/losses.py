@@ -87,6 +87,16 @@ def tempered(logits: Tensor, batch: Batch) -> Tensor:
     return quadratic(logits / (gap.detach() / 2).clamp_min(1.0), batch)
 
 
+def unflagged(logits: Tensor, y: Tensor) -> Tensor:
+    """(n, classes) logits as the attacker must see those (n, classes + 1) of a model that detects.
+
+    Its last class is the flag (Carlini and Wagner 2017, arXiv:1705.07263, section 3.2), which serves the defense as
+    well as the true class `y` (n,): there the larger of the two stands.
+    """
+    named, right = logits[:, :-1], y[:, None]
+    return named.scatter(1, right, torch.maximum(named.gather(1, right), logits[:, -1:]))
+
+
 LOSSES: dict[str, Loss] = {f.__name__: f for f in (cross_entropy, margin, lead, log_odds, dlr, quadratic, tempered)}
 
 

@@ -34,6 +34,7 @@ class Prediction:
     logits: Tensor | None = None  # (n, classes) float32
     vjp: Pullback | None = None
     votes: Tensor | None = None  # (n,) share of the draws of a random model that name the label; None of any other
+    flagged: Tensor | None = None  # (n,) bool: refused by the model's detector, its last class; None: it has none
 
 
 class Model(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -35,11 +36,23 @@ class Madry:
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """Mean cross-entropy at the attack's last points."""
-        ramp = min(1.0, moment.progress / self.warmup) if self.warmup else 1.0
-        threat = replace(self.threat, eps=self.threat.eps * ramp)
+        return self.cost(net, x, y, self.points(net, x, y, moment))
+
+    def points(self, net: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+        """(n, c, h, w) where the attack ends; the net is searched in eval mode."""
+        threat = self.limit(moment)
         mode = net.training
         net.eval()
         batch = Batch(x, y, torch.full_like(y, -1), moment.key, threat)
         worst = unroll(TorchModel(net, bounds=threat.bounds), self.attack, batch)
         net.train(mode)
-        return cross_entropy(net(worst), y)
+        return worst
+
+    def cost(self, net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, points: Tensor) -> Tensor:
+        """Mean cross-entropy at `points`."""
+        return cross_entropy(net(points), y)
+
+    def limit(self, moment: Moment) -> Threat:
+        """The threat model of this moment: eps grows from 0 over the warm-up."""
+        ramp = min(1.0, moment.progress / self.warmup) if self.warmup else 1.0
+        return replace(self.threat, eps=self.threat.eps * ramp)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -33,14 +34,22 @@ class TRADES:
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """Cross-entropy on clean images and beta times the mean divergence at the worst points found."""
+        return self.cost(net, x, y, self.points(net, x, y, moment))
+
+    def points(self, net: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+        """(n, c, h, w) the worst points found in eval mode, within the eps of this moment."""
         ramp = min(1.0, moment.progress / self.warmup) if self.warmup else 1.0
         threat = replace(self.threat, eps=self.threat.eps * ramp)
         mode = net.training
         net.eval()
         worst = self.worst(net, threat, x, moment.key)
         net.train(mode)
+        return worst
+
+    def cost(self, net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, points: Tensor) -> Tensor:
+        """Equation 5 with `points` for its maximum."""
         clean = net(x)
-        return cross_entropy(clean, y) + self.beta * divergence(clean, net(worst)).mean()
+        return cross_entropy(clean, y) + self.beta * divergence(clean, net(points)).mean()
 
     def worst(self, net: nn.Module, threat: Threat, x: Tensor, key: Tensor) -> Tensor:
         """(n, c, h, w) legal points where the answer of `net` differs most from that for `x`."""

@@ -50,6 +50,11 @@ def _votes(first: Prediction, second: Prediction) -> Tensor | None:
     return None if first.votes is None and second.votes is None else torch.cat(parts)
 
 
+def _flagged(first: Prediction, second: Prediction) -> Tensor | None:
+    parts = [half.labels < -1 if half.flagged is None else half.flagged for half in (first, second)]
+    return None if first.flagged is None and second.flagged is None else torch.cat(parts)
+
+
 def _join(one: Answer, two: Answer) -> Answer:
     """Two answers as one; the half that failed altogether takes the other's number of classes."""
     first, second = one.prediction, two.prediction
@@ -64,11 +69,11 @@ def _join(one: Answer, two: Answer) -> Answer:
     both = pull if first.vjp and second.vjp else None
     known = first.logits if first.logits is not None else second.logits
     if known is None:
-        return Answer(Prediction(labels, None, both, _votes(first, second)), failed)
+        return Answer(Prediction(labels, None, both, _votes(first, second), _flagged(first, second)), failed)
     logits = torch.cat(
         [
             half.logits if half.logits is not None else known.new_full((len(half.labels), known.shape[1]), torch.nan)
             for half in (first, second)
         ]
     )
-    return Answer(Prediction(labels, logits, both, _votes(first, second)), failed)
+    return Answer(Prediction(labels, logits, both, _votes(first, second), _flagged(first, second)), failed)

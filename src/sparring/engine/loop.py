@@ -13,7 +13,7 @@ from sparring.core import noise
 from sparring.core.attack import Attack, Observation
 from sparring.core.batch import Batch
 from sparring.core.errors import AttackError, UsageError
-from sparring.core.judge import Judge
+from sparring.core.judge import Judge, weighed
 from sparring.core.model import Access, Model, Prediction, fresh, passes
 from sparring.core.threat import Threat
 from sparring.engine import preflight
@@ -233,8 +233,8 @@ class Loop:
         if len(at):
             depth, nearest = self._depth(said, at), self.attack.minimizes
             self.ledger.enter(self.row[at], self.rank[at], x[at], nearest=nearest, depth=depth)
-        if self.near is not None and said.logits is not None:
-            gap = self.judge.shortfall(self.batch, said.logits)
+        if self.near is not None and (logits := weighed(self.batch, said)) is not None:
+            gap = self.judge.shortfall(self.batch, logits)
             closer = (gap > self.gap).nonzero().squeeze(1)
             if len(closer):
                 points = x[closer]
@@ -255,7 +255,8 @@ class Loop:
         """
         if said.votes is None:
             return None
-        margin = said.votes if said.logits is None else self.judge.shortfall(self.batch, said.logits)
+        logits = weighed(self.batch, said)
+        margin = said.votes if logits is None else self.judge.shortfall(self.batch, logits)
         return margin.masked_fill(self._agreed(said.votes) & self.attack.minimizes, torch.inf)[at]
 
     def _say_goodbye(self, leaving: Tensor, x: Tensor, said: Prediction, hit: Tensor) -> None:

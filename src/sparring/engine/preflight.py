@@ -74,10 +74,11 @@ def check_model(model: Model, x: Tensor, needs: Access = Access.SCORE) -> int | 
             "expected logits, got probabilities (rows that sum to 1); drop the final softmax, "
             "or say so: wrap(net, probabilities=True)"
         )
+    classes = together.shape[1] - (first.prediction.flagged is not None)  # a detector's flag is none
     scale = 1e-4 * float(together.abs().max().clamp_min(1e-6))
     same = torch.allclose(together, again, rtol=0, atol=scale)
     if random and (not same or first.failed or third.failed):  # drawn from where nobody can seed, or elsewhere seated
-        return together.shape[1]
+        return classes
     if not same:
         raise ModelError(
             "expected the same answer twice, got different logits; call net.eval() if it has dropout, "
@@ -88,7 +89,7 @@ def check_model(model: Model, x: Tensor, needs: Access = Access.SCORE) -> int | 
             "expected each row to be answered by itself, but the logits change with the rest of the batch; "
             "call net.eval() if it has batch norm"
         )
-    return together.shape[1]
+    return classes
 
 
 def _answerable(model: Model, x: Tensor, reason: str) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparring.core.batch import Batch
-from sparring.core.judge import Judge, confidence
+from sparring.core.judge import Judge, confidence, weighed
 from sparring.core.model import Access, Model, Prediction
 from sparring.engine import width as widths
 from sparring.engine.asking import ask
@@ -21,7 +21,7 @@ class Judged:
     hit: Tensor  # (n,) bool: a legal point that fools the model
     label: Tensor  # (n,) int64, -1 where the model failed
     score: Tensor  # (n,) float64 confidence; NaN from a model that gives labels only, or that failed
-    logits: Tensor | None  # (n, classes), or None from a model that gives labels only
+    logits: Tensor | None  # (n, classes) as the judge weighs them, or None from a model that gives labels only
     failed: dict[int, str] = field(default_factory=dict)
 
 
@@ -49,7 +49,8 @@ def _replay(model: Model, judge: Judge, rows: Batch, points: Tensor, width: int)
         hit = said.labels >= 0
         if hit.any():  # else there is nothing to judge
             hit = hit & judge.adversarial(rows.take(index), points[index], said)
-        logits = None if said.logits is None else said.logits[:count]
+        weights = weighed(rows.take(index), said)
+        logits = None if weights is None else weights[:count]
         parts.append(Judged(hit[:count], said.labels[:count], score(said)[:count], logits))
     return Judged(
         torch.cat([part.hit for part in parts]),

@@ -39,7 +39,10 @@ class OnnxFunction:
         self._session = session(source)
         if self._rows:
             _free_rows(source.proto)
-        self._graph = OnnxGraph(replace(source, shape=None))
+        try:
+            self._graph = OnnxGraph(replace(source, shape=None))
+        except ModelError as error:  # what it advises does not help here
+            raise ModelError(str(error).partition("; open it")[0].replace("gradients", "proof")) from error
         self.outputs = self._agree()
 
     @property

@@ -229,6 +229,12 @@ def _blocks(node: Node, x: Tensor) -> Tensor:
     return x.reshape(n, c // b**2, h * b, w * b)
 
 
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    if a.dim() == 2 and b.dim() == 3 and b.shape[2] == 1:  # a matrix times columns, one a row: without a batch of it
+        return F.linear(b.flatten(1), a).reshape(len(b), -1, 1)
+    return torch.matmul(a, b)
+
+
 def _squeeze(node: Node, x: Tensor, given: Tensor | None = None) -> Tensor:
     axes = node.ints("axes", given)
     return x.squeeze() if axes is None else x.squeeze(tuple(axes))
@@ -275,7 +281,7 @@ _PLAIN: dict[str, Callable[..., Tensor]] = {
     "Cos": torch.cos, "Equal": torch.eq,
     "Erf": torch.erf, "Exp": torch.exp, "Floor": torch.floor, "Greater": torch.gt, "GreaterOrEqual": torch.ge,
     "HardSwish": F.hardswish, "Identity": lambda x: x, "Less": torch.lt, "LessOrEqual": torch.le, "Log": torch.log,
-    "MatMul": torch.matmul, "Mish": F.mish, "Mul": torch.mul, "Neg": torch.neg, "Not": torch.logical_not,
+    "MatMul": _matmul, "Mish": F.mish, "Mul": torch.mul, "Neg": torch.neg, "Not": torch.logical_not,
     "Or": torch.logical_or, "PRelu": lambda x, slope: torch.where(x > 0, x, slope * x),
     "Pow": lambda x, power: torch.pow(x, power).to(x.dtype), "Reciprocal": torch.reciprocal, "Relu": F.relu,
     "Round": torch.round, "Sin": torch.sin,

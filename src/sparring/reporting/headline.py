@@ -43,13 +43,18 @@ def title(plan: Mapping[str, Any]) -> str:
     name = data_name(plan)
     if plan.get("kind") == "audit":
         return "The robustness audit" if plan.get("data") in (None, "images") else f"{name}: the robustness audit"
+    if plan.get("kind") == "smooth":
+        return f"{name}: smoothed by noise"
+    if plan.get("kind") == "certify":
+        return f"{name}: what is proved"
     return f"{name}: the training report" if plan.get("kind") == "train" else f"{name} under attack"
 
 
 def summary(plan: Mapping[str, Any]) -> str:
     """The data and the seed in a line; of an audit, the model and the threat model first."""
     rows = plan.get("rows")
-    told = [str(plan.get("model", "a model not named")), threat_name(plan)] if plan.get("kind") == "audit" else []
+    judged = plan.get("kind") in ("audit", "certify")
+    told = [str(plan.get("model", "a model not named")), threat_name(plan)] if judged else []
     told += [f"{size:,} {split} images" for split, size in rows.items()] if isinstance(rows, dict) else []
     told += [f"{word} {plan[key]}" for word, key in (("seed", "seed"), ("on", "device")) if key in plan]
     return ", ".join(told)
@@ -84,6 +89,7 @@ def cards(run: Run) -> list[Card]:
         ("attack", _attacked),
         ("universal", _shared),
         ("patch", _shared),
+        ("certify", _certified),
     )
     audited = _audited(run)
     return [card for section, make in makers if (figures := run.figures(section)) for card in make(figures)] + audited
@@ -150,6 +156,16 @@ def _shared(figures: dict[str, Any]) -> list[Card]:
     return [
         Card(f"success of one {what}", percent(rates.get("fitted")), str(figures.get("threat", MISSING)), "attack"),
         Card(f"the same, not fitted: {best}", percent(controls.get(best)), "the best of the controls"),
+    ]
+
+
+def _certified(figures: dict[str, Any]) -> list[Card]:
+    """What is proved, what a quick attack leaves, and clean accuracy."""
+    rows, far = count(figures.get("rows")), figures.get("empirical") or {}
+    return [
+        Card("certified accuracy", percent(figures.get("certified_accuracy")), f"{figures['method']}, {rows} images"),
+        Card("left by a quick attack", percent(far.get("robust_accuracy")), "an upper bound", "attack"),
+        Card("clean accuracy", percent(figures.get("clean_accuracy")), "the same images, untouched"),
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +22,11 @@ from sparring.core.threat import threat
 from sparring.data import load
 from sparring.reporting import write_report
 
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_Profile = Annotated[str, typer.Option("--profile", help="quick (a commit hook), standard, or deep (keeps digging).")]
+_Certify = Annotated[
+    bool,
+    typer.Option("--certify/--no-certify", help="Prove rows robust where that can be done (linf, l2; torch)."),
+]
 
 
 def command(
@@ -31,12 +34,11 @@ def command(
     data: options.Data = None,
     norm: Annotated[str, typer.Option("--norm", help="linf, l2 or l1.")] = "linf",
     eps: options.Eps = None,
-    profile: Annotated[
-        str, typer.Option("--profile", help="quick (a commit hook), standard, or deep (keeps digging).")
-    ] = "standard",
+    profile: _Profile = "standard",
     budget: Annotated[str | None, typer.Option("--budget", help="Stop after this long, such as 60s or 5m.")] = None,
     eight_bit: Annotated[bool, typer.Option("--eight-bit", help="Count images that survive as 8-bit files.")] = False,
     distances: Annotated[bool, typer.Option("--distances", help="Also find each image's smallest change.")] = False,
+    certify: _Certify = True,
     fail_under: Annotated[
         float | None, typer.Option("--fail-under", help="Exit 1 if robust accuracy (its upper end) is below this.")
     ] = None,
@@ -55,7 +57,7 @@ def command(
 ) -> None:
     """Give every test image a verdict; again with the same --out, go on where a run was cut short."""
     show, where = Show(json), options.device(device)
-    seconds = _seconds(budget)
+    seconds = options.seconds(budget)
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise UsageError(f"expected --fail-under as a share from 0 to 1, got {fail_under}")
     victim = options.victim(model, where, max_queries)
@@ -73,6 +75,7 @@ def command(
             budget=seconds,
             eight_bit=eight_bit,
             distances=distances,
+            certify=certify,
             width=width,
             device=where,
             out=folder,
@@ -102,15 +105,6 @@ def _tell(show: Show, what: str, done: int, of: int) -> None:
     show.tick(what, done, of)
 
 
-def _seconds(budget: str | None) -> float | None:
-    if budget is None:
-        return None
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(s|m|min|h|)", budget.strip())
-    if match is None:
-        raise UsageError(f"expected --budget as seconds, minutes or hours, such as 60s or 5m, got {budget!r}")
-    return float(match[1]) * _UNITS[match[2]]
-
-
 def _tables(show: Show, found: Audit) -> None:
     figures = found.figures
     rows = figures["rows"]
@@ -121,12 +115,13 @@ def _tables(show: Show, found: Audit) -> None:
     )
     show.table(
         "who decided",
-        ["tried", "met", "broke", "forward/row", "backward/row", "seconds"],
+        ["tried", "met", "broke", "proved", "forward/row", "backward/row", "seconds"],
         [
             [
                 stage["name"],
                 f"{stage['rows']:,}",
                 f"{stage['broken']:,}",
+                f"{stage['certified']:,}" if "certified" in stage else "",
                 f"{stage['forward'] / rows:,.1f}",
                 f"{stage['backward'] / rows:,.1f}",
                 f"{stage['seconds']:,.2f}",
@@ -138,9 +133,27 @@ def _tables(show: Show, found: Audit) -> None:
     if far := figures.get("distances"):
         half = "more than half hold at any" if far["median"] is None else f"half have fallen at {far['median']:.4g}"
         show.say(f"smallest distances: found for {far['found']:,} rows that were right; of all rows {half}")
-    if not figures["counts"]["certified"]:
-        show.say("the lower end is 0: no proof was tried")
+    show.say(_proved(figures))
     _remarks(show, figures)
+
+
+def _proved(figures: dict[str, Any]) -> str:
+    """What stands behind the lower end."""
+    if figures["counts"]["certified"]:
+        spot = (figures.get("proofs") or {}).get("spot_checked")
+        checked = f"; {spot:,} of them were attacked all the same, and held" if spot else ""
+        return f"the lower end: {figures['counts']['certified']:,} rows are proved robust{checked}"
+    proofs = figures.get("proofs")
+    if proofs is None:
+        return "the lower end is 0: no proof was tried"
+    if proofs["why_not"]:
+        return f"the lower end is 0: {proofs['why_not']}"
+    tried = ", ".join(f"{one['method']} on {one['rows']:,} rows" for one in proofs["methods"])
+    return (
+        f"the lower end is 0: nothing was proved (tried: {tried})"
+        if tried
+        else "the lower end is 0: no proof seemed within reach"
+    )
 
 
 def _remarks(show: Show, figures: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from sparring.data import summaries
 from sparring.models.nets import NETS
 
 _SEES = {Access.GRADIENT: "gradients", Access.SCORE: "scores", Access.DECISION: "labels"}
+_PLAIN = (bool, int, float, str, type(None))  # what JSON can say
 _TITLE = "# The attacks"
 _NOTE = (
     "Passes: the most forward and backward passes that the default options spend on an image of 20 pixels in 4 "
@@ -32,7 +33,7 @@ def command(
         bool, typer.Option("--markdown", help="Only the attacks, as docs/attacks.md has them.")
     ] = False,
 ) -> None:
-    """List attacks, defenses, nets, data sets, norms and losses."""
+    """List attacks, defenses, guards, nets, data sets, norms and losses."""
     if markdown:
         typer.echo(attack_table(), nl=False)
         return
@@ -52,10 +53,23 @@ def command(
         {"name": name, "version": kind.version, "paper": kind.paper, "options": _options(kind)}
         for name, kind in catalog.defenses().items()
     ]
+    guards = [
+        {
+            "name": name,
+            "version": kind.version,
+            "differentiable": kind.differentiable,
+            "randomised": kind.randomised,
+            "detects": kind.detects,
+            "paper": kind.paper,
+            "options": _options(kind),
+        }
+        for name, kind in catalog.guards().items()
+    ]
     data = [{"name": name, "summary": summary} for name, summary in summaries().items()]
     nets = [{"name": name, "summary": _first_line(build)} for name, build in NETS.items()]
     _table(show, "Attacks", attacks)
     _table(show, "Defenses", defenses)
+    _table(show, "Guards (defenses at inference, and detectors)", guards)
     _table(show, "Nets", nets)
     _table(show, "Data sets (also: an .npz file, a folder)", data)
     show.say(f"norms: {', '.join(NAMES)}; losses: {', '.join(LOSSES)}")
@@ -63,6 +77,7 @@ def command(
         {
             "attacks": attacks,
             "defenses": defenses,
+            "guards": guards,
             "nets": nets,
             "data": data,
             "norms": list(NAMES),
@@ -96,7 +111,8 @@ def attack_table() -> str:
 
 def _options(kind: Any) -> dict[str, Any]:
     """The options of a class with their defaults; None where one must be given."""
-    return {f.name: None if f.default is MISSING else f.default for f in fields(kind)}
+    given = {f.name: None if f.default is MISSING else f.default for f in fields(kind)}
+    return {key: value if isinstance(value, _PLAIN) else repr(value) for key, value in given.items()}
 
 
 def _first_line(build: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,16 +12,22 @@ from sparring.auditing.plan import common
 from sparring.auditing.run import Run
 from sparring.cli import options
 from sparring.cli.show import Show
+from sparring.core.attack import Attack
 from sparring.core.defense import Defense
 from sparring.core.errors import UsageError
 from sparring.core.showing import percent
-from sparring.core.threat import threat
+from sparring.core.threat import Threat, threat
 from sparring.data import Dataset, load
 from sparring.demo.train import figures_of, tiles
+from sparring.models.checkpoint import Checkpoint, open_checkpoint
 from sparring.models.wrap import wrap
 from sparring.training.fit import Settings, fit, score
 
 _DEFAULT_ATTACK = "pgd:steps=7"
+_RECIPES = (
+    "standard, madry, trades, mart, fast, awp:inner=madry, gaussian, label_smoothing, temperature, "
+    "distillation:teacher=PATH; with options, such as trades:beta=6. See `sparring ls`."
+)
 
 
 def command(
@@ -30,10 +37,12 @@ def command(
     epochs: Annotated[float | None, typer.Option("--epochs", min=0.01, help="Instead of --steps.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
     rate: Annotated[float, typer.Option("--rate", help="The highest learning rate.")] = Settings.rate,
-    recipe: Annotated[str, typer.Option("--recipe", help="standard, madry, trades: see `sparring ls`.")] = "standard",
+    recipe: Annotated[str, typer.Option("--recipe", help=_RECIPES)] = "standard",
     norm: options.Norm = "linf",
     eps: options.Eps = None,
-    attack: Annotated[str, typer.Option("--attack", help="What madry trains against.")] = _DEFAULT_ATTACK,
+    attack: Annotated[
+        str, typer.Option("--attack", help="What madry, mart, fast and awp train against.")
+    ] = _DEFAULT_ATTACK,
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
@@ -84,14 +93,58 @@ def _steps(steps: int | None, epochs: float | None, rows: int, batch_size: int) 
 
 
 def _defense(recipe: str, norm: str, eps: float | None, attack: str) -> Defense:
+    """The recipe that `recipe` describes, with what it needs from the other options."""
     name, given = catalog.parse(recipe)
-    options_: dict[str, Any] = dict(given)
     takes = catalog.options("recipe", catalog.defenses(), name)
+    if "inner" in takes:
+        return _around(name, given, takes, norm, eps, attack)
+    options_: dict[str, Any] = dict(given)
+    for key, flag in (("threat", "--norm and --eps"), ("attack", "--attack")):
+        if key in given and key in takes:
+            raise UsageError(f"expected {flag} for the {key} of {name}, got {key}={given[key]}; give {flag}")
     if "threat" in takes:
-        options_["threat"] = threat(norm, options.radius(norm, eps))
+        options_["threat"] = _threat(norm, eps)
     if "attack" in takes:
-        options_["attack"] = catalog.attack(attack)
+        options_["attack"] = _attack(attack, norm)
+    if "teacher" in takes:
+        options_["teacher"] = _teacher(name, given)
     if (eps is not None and "threat" not in takes) or (attack != _DEFAULT_ATTACK and "attack" not in takes):
         raise UsageError(f"--eps and --attack are for a recipe that takes them, not for {recipe}; try --recipe madry")
+    if norm != "linf" and "threat" not in takes:
+        raise UsageError(f"--norm is for a recipe that takes a threat model, not for {recipe}; try --recipe madry")
     built: Defense = catalog.build(catalog.defenses(), "recipe", name, options_)
     return built
+
+
+def _around(name: str, given: dict[str, str], takes: list[str], norm: str, eps: float | None, attack: str) -> Defense:
+    """The recipe called `name` around another; what is no option of its own goes to the inner one."""
+    if "inner" not in given:
+        raise UsageError(f"expected the recipe that {name} is around, such as --recipe {name}:inner=madry")
+    rest = ",".join(f"{key}={value}" for key, value in given.items() if key not in takes)
+    inner = _defense(f"{given['inner']}:{rest}", norm, eps, attack)
+    own = {key: value for key, value in given.items() if key in takes} | {"inner": inner}
+    built: Defense = catalog.build(catalog.defenses(), "recipe", name, own)
+    return built
+
+
+def _threat(norm: str, eps: float | None) -> Threat:
+    if norm == "unbounded":
+        raise UsageError("expected a norm with a radius to train within, got unbounded; such as --norm l2 --eps 1")
+    return threat(norm, options.radius(norm, eps))
+
+
+def _attack(text: str, norm: str) -> Attack:
+    built: Attack = catalog.attack(text)
+    if norm not in built.norms or built.needs_target:
+        means = "towards a class only" if built.needs_target else f"in {', '.join(built.norms)}"
+        raise UsageError(f"expected an attack away from the labels in {norm}, got {built.name}, which works {means}")
+    return built
+
+
+def _teacher(name: str, given: dict[str, str]) -> Checkpoint:
+    if "teacher" not in given:
+        raise UsageError(
+            f"expected a teacher for {name}: train one with --recipe temperature --out TEACHER, "
+            f"then give --recipe {name}:teacher=TEACHER"
+        )
+    return open_checkpoint(Path(given["teacher"]))

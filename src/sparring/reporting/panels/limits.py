@@ -15,13 +15,18 @@ ORDER = 90
 TITLE = "Settings and limits"
 
 _SAMPLE = "A figure measured on n test images carries sampling error; another seed gives other digits."
+_PROOF = (
+    "A proof speaks of the model as torch computes it here, with the roundings of plain sums and products covered; "
+    "another runtime, another precision or a fast convolution (Winograd) may round more."
+)
 _ALWAYS = (f"Where a robust accuracy stands here, it is {UPPER_BOUND}.", _SAMPLE)
 
 
 def render(run: Run) -> str | None:
     """Every field of the plan, and the limits it states."""
     plan = run.plan
-    limits = [*(plan.get("limits") or ()), *(_of_an_audit(run) if plan.get("kind") == "audit" else _ALWAYS)]
+    of_kind = {"audit": _of_an_audit, "certify": _of_proofs}.get(str(plan.get("kind")))
+    limits = [*(plan.get("limits") or ()), *(_ALWAYS if of_kind is None else of_kind(run))]
     items = Markup("").join(Markup("<li>{}</li>").format(limit) for limit in limits)
     honest = block("limits", heading("Honest limits"), Markup("<ul>{}</ul>").format(items))
     single = {key: value for key, value in plan.items() if not isinstance(value, dict) and key != "limits"}
@@ -46,6 +51,8 @@ def _of_an_audit(run: Run) -> Iterator[str]:
         "lower end only what was proved robust. A stronger attack lowers the one, a proof raises the other."
     )
     yield f"It is about {threat_name(run.plan)} alone, and says nothing of other changes to an image."
+    if run.figures("proofs"):
+        yield _PROOF
     if run.figures("curve"):
         yield "The curve over eps is an upper bound at each point, by few and quick attacks on few images."
     if (run.figures("audit") or {}).get("distances"):
@@ -55,6 +62,16 @@ def _of_an_audit(run: Run) -> Iterator[str]:
     else:
         yield "The checklist was not measured: known failures of attacks were not looked for."
     if not (run.figures("audit") or {}).get("complete"):
+        yield "The search is not complete."
+    yield _SAMPLE
+
+
+def _of_proofs(run: Run) -> Iterator[str]:
+    """What proofs do not show."""
+    yield _PROOF
+    yield f"They are about {threat_name(run.plan)} alone, and say nothing of other changes to an image."
+    yield "An image that is not proved may be robust all the same: bounds are not tight."
+    if not (run.figures("certify") or {}).get("complete"):
         yield "The search is not complete."
     yield _SAMPLE
 

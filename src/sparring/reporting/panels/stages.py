@@ -25,6 +25,10 @@ _NEAREST = (
     "Stages called nearest come last: on every image that is right when untouched they look for the smallest change, "
     "and one within the audited eps breaks an image that held."
 )
+_PROOFS = (
+    "Stages called proof compute bounds, without a pass through the network: what they prove is never attacked, and "
+    "what is left goes on."
+)
 _READING = (
     "A curve that is level at its end says that more of the same would break little more; one that still falls "
     "there says that the upper end has not settled. Level is no proof: an attack of another kind may break more."
@@ -37,6 +41,7 @@ def render(run: Run) -> str | None:
     if not figures or not figures.get("stages"):
         return None
     lead = f"{_LEAD} {_NEAREST}" if figures.get("distances") else _LEAD
+    lead = f"{lead} {_PROOFS}" if figures.get("proofs") else lead
     parts = [paragraph(lead, "lead"), paragraph(_finding(figures), "finding"), _table(figures)]
     reached = progress(figures)
     if len(reached) > 1:
@@ -62,8 +67,12 @@ def _finding(figures: Figures) -> str:
 
 def _table(figures: Figures) -> Markup:
     """One stage a line, then what belongs to none, then what was spent beside the verdicts."""
-    head = ("stage", "images met", "broken", "forward", "backward", "time", "passes per image broken")
+    proving = bool(figures.get("proofs"))
+    head = ["stage", "images met", "broken", "forward", "backward", "time", "passes per image broken"]
+    if proving:
+        head.insert(3, "proved")
     lines: list[Sequence[object]] = []
+    proved: list[str] = []
     for stage in figures["stages"]:
         broken = stage.get("broken") or 0
         lines.append(
@@ -77,6 +86,7 @@ def _table(figures: Figures) -> Markup:
                 number(passes(stage) / broken, 1) if broken else MISSING,
             )
         )
+        proved.append(count(stage.get("certified")))
     lost = [
         (figures.get(f"{way}_passes") or 0) - sum(stage.get(way) or 0 for stage in figures["stages"])
         for way in ("forward", "backward")
@@ -86,6 +96,9 @@ def _table(figures: Figures) -> Markup:
     for name, part in (figures.get("also_spent") or {}).items():
         spent = (count(part.get("forward")), count(part.get("backward")), duration(part.get("seconds")))
         lines.append((f"beside the verdicts: {name}", MISSING, MISSING, *spent, MISSING))
+    if proving:
+        proved += [MISSING] * (len(lines) - len(proved))
+        lines = [(*line[:3], told, *line[3:]) for line, told in zip(lines, proved, strict=True)]
     return table("The stages", head, lines)
 
 

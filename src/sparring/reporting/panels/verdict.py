@@ -15,6 +15,8 @@ from sparring.reporting.wording import count, percent, span, threat_name
 ORDER = 80
 TITLE = "The verdict"
 
+TITLE_OF_PROOFS = "what is proved"
+
 _LEAD = (
     "Every test image gets one verdict. Robust accuracy lies between the share that is proved robust and the "
     "share that is not broken: the interval is as wide as what nobody could decide."
@@ -102,8 +104,7 @@ def _reading(run: Run, figures: Figures) -> list[str | Markup]:
         if undecided
         else "No image is undecided."
     ]
-    if not counts.get(Verdict.CERTIFIED, 0):
-        told.append("No proof of robustness has been attempted, so the lower end of the interval is 0.")
+    told.append(_proved(run, figures, counts.get(Verdict.CERTIFIED, 0)))
     if failed := counts.get(Verdict.ERROR, 0):
         told.append(f"On {_images(failed)} the model failed; they may be either, and count towards the upper end.")
     told.append(
@@ -119,6 +120,24 @@ def _reading(run: Run, figures: Figures) -> list[str | Markup]:
         told.append("No image looked broken once and held when it was judged again: rounding alone decided nowhere.")
     told += _as_files(run, figures, broken)
     return told + _completeness(run, figures)
+
+
+def _proved(run: Run, figures: Figures, certified: int) -> str | Markup:
+    """What stands behind the lower end of the interval."""
+    proofs = figures.get("proofs")
+    if proofs is None:
+        if certified:
+            return f"Certified ({_images(certified)}) means: the ball holds the image alone, which is read right."
+        return "No proof of robustness has been attempted, so the lower end of the interval is 0."
+    link = Markup('<a href="#certified">{}</a>').format(TITLE_OF_PROOFS)
+    if certified:
+        said = (
+            f"Certified ({_images(certified)}) means: proved that no image within eps is read as anything else; see "
+        )
+        return Markup("{}{}.").format(said, link)
+    if proofs.get("why_not"):
+        return f"The lower end of the interval is 0: {proofs['why_not']}."
+    return Markup("No image could be proved robust, so the lower end of the interval is 0: see {}.").format(link)
 
 
 def _images(number: int) -> str:

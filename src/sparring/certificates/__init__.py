@@ -1,0 +1,1 @@
+"""Proofs that no image of a threat model changes the label."""

@@ -1,0 +1,68 @@
+"""A torch.fx program as nodes, operation by operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparring.certificates.operations import LOWER, Add, Ref, Unsupported
+
+
+def lower(program: Any, images: Ref, add: Add, dtype: torch.dtype, rows: int) -> Ref:
+    """Append the nodes of a torch.fx `program` traced with `rows` rows; the last one's output, which is returned."""
+    values: dict[Any, Any] = {}
+
+    def known(value: Any) -> Any:
+        return torch.fx.node.map_arg(value, lambda node: values[node])
+
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = images
+        elif node.op == "get_attr":
+            held = getattr(program, node.target)
+            held = held if torch.is_grad_enabled() else held.detach()
+            values[node] = held.to(dtype) if held.is_floating_point() else held
+        elif node.op == "output":
+            (out,) = node.args
+            last = values[out]
+            if not isinstance(last, Ref):
+                raise Unsupported("expected logits that torch computes from the image, got a constant")
+            return last
+        elif node.users:
+            args, kwargs = known(node.args), known(node.kwargs)
+            if _refs((args, kwargs)):
+                values[node] = _lower_one(node, args, kwargs, add, rows)
+            else:
+                made = node.target(*args, **kwargs)
+                values[node] = made.to(dtype) if isinstance(made, Tensor) and made.is_floating_point() else made
+    raise Unsupported("expected a program with an output")
+
+
+def _refs(value: Any) -> list[Ref]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [ref for part in value for ref in _refs(part)]
+    return [value] if isinstance(value, Ref) else []
+
+
+def _lower_one(node: Any, args: Any, kwargs: Any, add: Add, rows: int) -> Any:
+    name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+    name = name if name in LOWER else name.rstrip("_")  # in place: the tracer hands on what it returns
+    if name == "getitem":
+        return args[0][args[1]]
+    if name not in LOWER:
+        came = ", ".join(str(("n", *ref.shape)) for ref in _refs((args, kwargs)))
+        raise Unsupported(f"no linear bounds for the operation {name!r} (on {came}) of this model")
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        if value.dtype not in (torch.float32, torch.float64):
+            raise Unsupported(f"expected a model in float32 or float64, got {value.dtype} from {name!r}")
+        if value.dim() < 1 or value.shape[0] != rows:
+            raise Unsupported(f"expected rows that do not mix, but {name!r} joins them")
+    try:
+        return LOWER[name](add, *args, **kwargs)
+    except TypeError as error:
+        raise Unsupported(f"no linear bounds for {name!r} with these options: {error}") from error

@@ -1,0 +1,1 @@
+"""Defenses at inference and detectors, one a file. Whatever stands here is in the catalogue."""

@@ -1,0 +1,83 @@
+"""What a guard claims about the gradient, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sparring.core.errors import ModelError
+from sparring.guards.guard import Guard, Guarded, Net, Transform
+
+CALLS = 8  # a random guard of few outcomes may say the same several times
+STEP = 1e-6  # in float64, of pixels
+TOLERANCE = 0.01
+
+
+def check_guard(guard: Guard, net: Net, x: Tensor) -> None:
+    """Raise `ModelError` if a claim of `guard` around `net` does not hold on images `x` (n, c, h, w) in [0, 1].
+
+    It is random if two of several calls differ. It detects if it answers with one class more than `net`. It is
+    differentiable if its gradient, and that of every transform inside, is neither missing nor zero; and of a
+    transform also only if it is the slope that is measured on most of the images, so that a gradient put there by
+    hand does not pass. A generator of the guard's own is moved on; the global ones are as they were.
+    """
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        torch.manual_seed(0)
+        inside: list[Transform] = []
+
+        def see(transform: Transform, pixels: Tensor) -> Tensor:
+            inside.append(transform)
+            return transform.transform(pixels)
+
+        guarded = Guarded(guard, net, see)
+        with torch.no_grad():
+            answers = [guarded(x).nan_to_num() for _ in range(CALLS)]  # NaN is not equal to itself
+            classes = net(see(guard, x) if isinstance(guard, Transform) else x).shape[1]
+        slopes = [_slopes(transform.transform, x) for transform in dict.fromkeys(inside)]
+        _claim(guard, "randomised", any(not torch.equal(answers[0], other) for other in answers))
+        _claim(guard, "detects", answers[0].shape[1] == classes + 1)
+        _claim(guard, "differentiable", all(slopes) and _answers(guarded, x))
+
+
+def _claim(guard: Guard, what: str, measured: bool) -> None:
+    if getattr(guard, what) != measured:
+        raise ModelError(f"{guard.name} claims {what} = {getattr(guard, what)}, measured {measured}; mend the claim")
+
+
+def _gradient(function: Callable[[Tensor], Tensor], x: Tensor, weights: Tensor | None) -> Tensor | None:
+    leaf = x.clone().requires_grad_()
+    with torch.enable_grad():
+        out = function(leaf)
+        if not out.requires_grad:
+            return None
+        return torch.autograd.grad((out if weights is None else out * weights).sum(), leaf, allow_unused=True)[0]
+
+
+def _answers(guarded: Guarded, x: Tensor) -> bool:
+    """Has the whole a gradient? Of squares, since there may be sums that no image changes."""
+    gradient = _gradient(lambda pixels: guarded(pixels).square(), x, None)
+    return gradient is not None and bool(gradient.isfinite().all()) and bool((gradient != 0).any())
+
+
+def _slopes(transform: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Is the gradient of a random weighting of what comes out the slope in a random direction, on most images?"""
+    pixels = x.double()
+    direction = torch.randn_like(pixels)
+    state = torch.get_rng_state()
+
+    def again(at: Tensor) -> Tensor:
+        torch.set_rng_state(state)  # the same draws each time
+        return transform(at)
+
+    with torch.no_grad():
+        one, two = again(pixels + STEP * direction), again(pixels - STEP * direction)
+    weights = torch.randn(one.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(one)
+    gradient = _gradient(again, pixels, weights)
+    if gradient is None or not gradient.isfinite().all() or not (gradient != 0).any():
+        return False
+    measured = ((one - two) * weights).flatten(1).sum(1) / (2 * STEP)
+    claimed = (gradient * direction).flatten(1).sum(1)
+    close = (measured - claimed).abs() <= TOLERANCE * measured.abs().clamp_min(claimed.abs())
+    return bool(close.double().mean() > 0.5)
