@@ -26,6 +26,7 @@ from sparring.auditing.proving import Effort
 from sparring.auditing.rechecking import recheck
 from sparring.auditing.run import Run
 from sparring.auditing.summary import COLUMNS
+from sparring.certificates.bounds import bounds
 from sparring.core.errors import DataError, ModelError, SparringError, UsageError
 from sparring.core.model import Access
 from sparring.core.threat import L2, Linf, Threat, threat
@@ -371,7 +372,7 @@ def forged(source: Path, target: Path, change: Callable[[dict[str, Any]], None])
     shutil.copytree(source, target)
     for path in sorted((target / "evidence" / "rows").glob("*.json")):
         shard = json.loads(path.read_text())
-        if shard["name"] == "proof: crown":
+        if shard["name"].startswith("proof: "):
             change(shard)
             path.write_text(json.dumps(shard))
     return Run(target)
@@ -388,17 +389,18 @@ def test_every_proof_of_a_run_is_made_again(net, rows, proved):
     assert again.failed == ()
 
 
-def test_a_forged_verdict_is_found(net, rows, proved, tmp_path):
+@pytest.mark.parametrize("method", ["crown", "alpha-crown"])
+def test_a_forged_verdict_is_found(method, net, rows, proved, tmp_path):
     changed: list[int] = []
 
     def forge(shard):
         for place, state in enumerate(shard["state"]):
-            if state == "held" and not changed:
+            if state == "held" and not changed and shard["name"] == f"proof: {method}":
                 shard["state"][place], shard["bound"][place] = "certified", 0.25
                 changed.append(shard["ids"][place])
 
     again = recheck(forged(proved, tmp_path / "f", forge), TorchModel(net), images(rows))
-    assert [claim.id for claim in again.failed] == changed
+    assert [claim.id for claim in again.failed] == changed != []
     assert again.figures["hold"] == again.proofs - 1
 
 
@@ -498,6 +500,9 @@ def test_every_method_has_its_name(net, rows):
         proof = found.prove(method, *rows, L2(0.1), 4)
         assert proof.certified.shape == proof.bound.shape == (N,)
         assert (proof.bound[proof.certified] > 0).all()
+    front = bounds(TorchModel(net), *rows, L2(0.1), "crown")
+    assert torch.allclose(found.prove("crown", *rows, L2(0.1)).bound, (front.lower - front.guard).amin(1))
+    assert (front.guard > 1e-6).all()  # so that the bound shows whether it was taken off
     with pytest.raises(UsageError, match="did you mean 'ibp'"):
         found.prove("ipb", *rows, LIMIT)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -16,7 +18,9 @@ from sparring.core.judge import Judge, weighed
 from sparring.core.model import Access, Prediction
 from sparring.core.threat import Linf
 from sparring.engine.asking import ask
-from sparring.engine.loop import run
+from sparring.engine.loop import Task, run, search
+from sparring.engine.outcome import Ledger
+from sparring.engine.replay import replay
 from sparring.guards.bit_depth import BitDepth
 from sparring.guards.energy import Energy
 from sparring.guards.feature_squeezing import FeatureSqueezing
@@ -30,7 +34,13 @@ def test_the_rate_of_false_positives_is_the_declared_one(net, digits, kind, rate
     x = digits[0][1500:1700]
     guard = kind().fitted(net, x, rate)
     said = guard.judged(net).query(x, Access.SCORE)
-    assert int(said.flagged.sum()) == round(rate * 200)
+    count = round(rate * 200)
+    assert int(said.flagged.sum()) == count
+    scores = (
+        guard.score(x, net(x), lambda squeezer: net(squeezer.transform(x))).detach().double().sort().values.flip(0)
+    )
+    between = scores[count - 1 : count + 1] if count else scores[:1]
+    assert guard.threshold == pytest.approx(float(between.mean()), abs=1e-6)  # far from either, whatever the width
 
 
 def test_equal_scores_are_flagged_together_or_not_at_all(linear):
@@ -190,6 +200,26 @@ def test_an_attack_that_knows_the_detector_passes_it(eps, falls):
     upper, lower = (out.best[:, :, rows].mean((1, 2, 3)) for rows in (slice(0, 2), slice(2, 4)))
     assert ((upper > 0.5) == falls).all()
     assert (upper - lower <= 0.05).all() or not falls
+
+
+def test_a_flag_is_no_closer_to_success_than_the_true_class():
+    """Of rows that hold the closest point is kept: those that are flagged have a negative margin."""
+    x, y = torch.full((2, 1, 4, 4), 0.45), torch.zeros(2, dtype=torch.int64)
+    guard = Contrast(0.0)
+    batch, ids = rows(x, y), torch.arange(2)
+    model = guard.adaptive(Line())
+    brighter = x.clone()
+    brighter[:, :, :2] += 0.2
+    judged = replay(model, Judge(), batch, brighter, 2)
+    assert not judged.hit.any()
+    assert judged.logits.shape == (2, 3)
+    assert (losses.margin(judged.logits, batch) < 0).all()
+    ledger = Ledger(batch.threat, x, y, torch.zeros(2, dtype=torch.float64))
+    task = Task(batch, ids, batch.target[:, None], ids, closest=True)
+    fixed = Batch(x, y, batch.target, batch.key, batch.threat, start=brighter)
+    search(model, PGD(steps=1, random_start=False, step_size=0.01), Judge(), replace(task, rows=fixed), ledger, 2)
+    assert not ledger.found.any()
+    assert (ledger.gap < 0).all()
 
 
 def test_clean_rows_that_are_flagged_are_lost_and_not_attacked():

@@ -27,7 +27,7 @@ class Fast:
     points for the whole batch, as `Madry` would. (Wong et al. stop for good where PGD's accuracy on one batch falls
     by 0.2 in an epoch; Li et al. 2020, arXiv:2006.03089, let PGD bring the net back.) An update costs 2 passes, and
     the attack's for the watched images; where the guard fires, the attack's for the whole batch too. `watch=0`
-    leaves the guard out.
+    leaves the guard out. It sees no further than `attack`: a weak one misses a collapse.
     """
 
     attack: Attack

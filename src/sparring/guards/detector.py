@@ -41,6 +41,7 @@ class Detector(Guard):
             parts = [self._scored(net, part, plain)[1] for part in torch.split(x, 1000)]
         scores = torch.cat(parts).double().sort(descending=True).values
         flagged = int(rate * len(scores) + 1e-9)
+        # Halfway, where the rounding of another width decides nothing.
         middle = (scores[flagged - 1] + scores[flagged]) / 2 if flagged else scores[0]
         return replace(self, threshold=float(middle))
 
