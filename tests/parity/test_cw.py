@@ -56,7 +56,7 @@ def reference(model: Probe, x0: Tensor, y: int, attack: CW, target: int) -> list
     low, high = model.bounds
     c, least, most, rounds, size = attack.c, 0.0, math.inf, [], attack.step_size
     for _ in range(attack.rounds):
-        w = torch.atanh(0.99 * (2 * (x0 - low) / (high - low) - 1)).requires_grad_()
+        w = torch.atanh((2 * (x0 - low) / (high - low) - 1).clamp(-0.99, 0.99)).requires_grad_()
         adam = torch.optim.Adam([w], lr=size)
         points, enough, checked = [], False, math.inf
         for k in range(attack.steps):

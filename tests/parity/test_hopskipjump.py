@@ -131,14 +131,6 @@ def test_rounds_take_more_and_more_probes(states):
     assert [spent[t] for t in range(1, 8)] == [100, 141, 173, 200, 223, 244, 264]
 
 
-@pytest.mark.parametrize(("norm", "first"), [("l2", 30), ("linf", 60)])
-def test_left_out_the_first_round_takes_so_many_probes(norm, first, states):
-    case, spent = linear(norm, (1, 4, 5), 1), 0
-    for state, _ in states(HopSkipJump(steps=400), case, 0):
-        spent += int(state.phase) == 2 and int(state.t) == 1
-    assert spent == first
-
-
 def test_starts_are_sought_so_often_and_no_more():
     case = puzzle("l2")
     got = run(case.model, HopSkipJump(tries=17), case.limit, case.x, case.y)

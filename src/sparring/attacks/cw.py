@@ -45,16 +45,15 @@ class CW:
     Carlini and Wagner 2017, section V with f_6 and section VI.A. Adam takes `steps` steps of `step_size` for each
     of `rounds` values of c: from `c` on ten times as much until one is enough, then halfway. As long as none is, the
     steps grow threefold too, up to 0.2: few steps of 0.01 do not bring a pixel away from a bound. The authors begin
-    1e-6 from the bounds, not 0.01, and take 9 rounds from c = 1e-3, of which the first seldom fool. `kappa` is the
-    margin to reach. The distance is in units of the pixel range, so c means the same whatever the bounds. With
+    1e-6 from the bounds, not 0.01, and at c = 1e-3, which seldom fools. `kappa` is the margin to reach. The distance is in units of the pixel range, so c means the same whatever the bounds. With
     `abort_early`, as in the authors' code, a row goes on to its next round when a tenth of the steps, or ten, has
     not lowered its cost by 0.01 %; here each row for itself.
     """
 
     steps: int = 1000
-    rounds: int = 7
+    rounds: int = 9
     step_size: float = 0.01
-    c: float = 1.0
+    c: float = 0.01
     kappa: float = 0.0
     abort_early: bool = True
 
@@ -135,7 +134,7 @@ class CW:
 def _to_w(batch: Batch) -> Tensor:
     """What tanh makes the clean images of, or nearly."""
     low, high = batch.threat.bounds
-    return ((batch.x - low) / (high - low) * 2 - 1).double().mul(_INSIDE).atanh().to(batch.x.dtype)
+    return ((batch.x - low) / (high - low) * 2 - 1).double().clamp(-_INSIDE, _INSIDE).atanh().to(batch.x.dtype)
 
 
 def _to_x(batch: Batch, w: Tensor) -> Tensor:

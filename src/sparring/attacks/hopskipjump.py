@@ -42,18 +42,17 @@ class HopSkipJump:
     """Halve the way to the boundary, probe which way it faces, leap into the wrong class, and again.
 
     Chen, Jordan and Wainwright 2020, algorithm 2, with the mean taken off the estimate, `initial` sqrt(t) probes in
-    round t, and their settings of probe length and tolerance; but `initial`, left out, is 30, or 60 in Linf, where
-    the sign of an estimate is all that is used, and not 100, as in a few thousand queries more rounds are worth more
-    than a better aim. Here a random image to start from is sought on
+    round t, and their settings of probe length and tolerance; but `initial` is 30, not 100, as in a few thousand
+    queries more rounds are worth more than a better aim. Here a random image to start from is sought on
     coarser and coarser squares if pixels do not do, or is the point that is given.
     """
 
     steps: int = 5000
-    initial: int | None = None
+    initial: int = 30
     tries: int = 100
 
     name: ClassVar[str] = "hopskipjump"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 1
     needs: ClassVar[Access] = Access.DECISION
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "unbounded")
     paper: ClassVar[str] = "Chen et al. 2020, arXiv:1904.02144"
@@ -120,9 +119,7 @@ class HopSkipJump:
         toward, drift = state.toward + per_row(fooled, probe) * probe, state.drift + probe
         count, hits = state.count + 1, state.hits + fooled
         state = replace(state, toward=toward, drift=drift, count=count, hits=hits)
-        usual = 60 if batch.threat.norm == "linf" else 30
-        initial = usual if self.initial is None else self.initial
-        enough = count >= (initial * state.t.double().sqrt()).long()
+        enough = count >= (self.initial * state.t.double().sqrt()).long()
         share = per_row((hits / count).float(), drift)
         way = torch.where(share == 1, drift, toward - share * drift)  # -drift where none fools
         way = way.sign() if batch.threat.norm == "linf" else _unit(way)
