@@ -45,9 +45,10 @@ class CW:
     Carlini and Wagner 2017, section V with f_6 and section VI.A. Adam takes `steps` steps of `step_size` for each
     of `rounds` values of c: from `c` on ten times as much until one is enough, then halfway. As long as none is, the
     steps grow threefold too, up to 0.2: few steps of 0.01 do not bring a pixel away from a bound. The authors begin
-    1e-6 from the bounds, not 0.01, and at c = 1e-3, which seldom fools. `kappa` is the margin to reach. The distance is in units of the pixel range, so c means the same whatever the bounds. With
-    `abort_early`, as in the authors' code, a row goes on to its next round when a tenth of the steps, or ten, has
-    not lowered its cost by 0.01 %; here each row for itself.
+    1e-6 from the bounds, not 0.01, and at c = 1e-3, which seldom fools. `kappa` is the margin to reach. The distance
+    is in units of the pixel range, so c means the same whatever the bounds. With `abort_early`, as in the authors'
+    code, a row goes on to its next round when a tenth of the steps, or ten, has not lowered its cost by 0.01 %; here
+    each row for itself.
     """
 
     steps: int = 1000
