@@ -68,17 +68,17 @@ def net(place):
 
 
 @pytest.fixture(scope="module")
-def test_images():
+def unseen():
     return sparring.load("digits").test.take(80)
 
 
-def test_a_universal_perturbation_can_be_judged_again_from_its_evidence(place, net, test_images):
+def test_a_universal_perturbation_can_be_judged_again_from_its_evidence(place, net, unseen):
     said, held = json.loads((place / "u.json").read_text()), load_file(place / "u/evidence/universal.safetensors")
     delta = held["delta"]
     assert delta.shape == (1, 8, 8)
     assert delta.abs().max() <= 0.15 + 1e-6
-    right = net(test_images.x).argmax(1) == test_images.y
-    fell = right & (net((test_images.x + delta).clamp(0, 1)).argmax(1) != test_images.y)
+    right = net(unseen.x).argmax(1) == unseen.y
+    fell = right & (net((unseen.x + delta).clamp(0, 1)).argmax(1) != unseen.y)
     assert torch.equal(held["fooled"].squeeze(1), fell)
     assert said["held"] == right.sum()
     assert said["rates"]["fitted"] == pytest.approx((fell.sum() / right.sum()).item())
@@ -91,12 +91,12 @@ def test_a_universal_perturbation_can_be_judged_again_from_its_evidence(place, n
     assert said["illegal"] == 0
 
 
-def test_a_patch_can_be_judged_again_from_its_evidence(place, net, test_images):
+def test_a_patch_can_be_judged_again_from_its_evidence(place, net, unseen):
     said, held = json.loads((place / "p.json").read_text()), load_file(place / "p/evidence/patch.safetensors")
     assert held["patch"].shape == (1, 4, 4)
     assert held["mask"].sum() == 12
     again = sparring.AdversarialPatch(held["patch"], sparring.Paste(4, "circle"), target=3)
-    judged = again.judge(net, test_images, draws=3)
+    judged = again.judge(net, unseen, draws=3)
     assert torch.equal(judged.fooled, held["fooled"])
     assert said["rates"]["fitted"] == judged.rate
     assert set(said["rates"]) == {"fitted", "noise", "plain black", "plain grey", "plain white"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -50,9 +50,7 @@ class PDGD:
 
     def init(self, batch: Batch) -> PDGDState:
         """Start at the clean image, with lambda_0 / lambda_1 = `ratio`."""
-        k, nothing = torch.zeros_like(batch.y), torch.zeros_like(batch.x)
-        dual = torch.full_like(k, -math.log(self.ratio), dtype=torch.float32)
-        return PDGDState(batch.x, torch.zeros_like(batch.targeted), k, nothing, nothing, dual, dual.sigmoid())
+        return begun(batch, self.ratio)
 
     def step(self, batch: Batch, state: PDGDState, seen: Observation) -> PDGDState:
         """Both players move."""
@@ -67,13 +65,27 @@ class PDGD:
         mean, spread = first / per_row(1 - 0.9**k, slope), second / per_row(1 - 0.999**k, slope)
         size = self.step_size * 0.01 ** (state.k / self.steps)
         x = batch.threat.clip(state.x - per_row(size, mean) * mean / (spread.sqrt() + 1e-8))
-        # Beyond eps the judge says no, yet it is the distance that is to shrink there.
-        far = (value > 0) & (batch.threat.distance(state.x, batch.x) > batch.threat.eps)
-        dual_step = self.dual_step * (1.0 - 0.9 * state.k / max(self.steps - 1, 1))
-        dual = state.dual + torch.where(seen.adversarial | far, -dual_step, dual_step)
-        dual = dual.clamp(-math.log(1e6), math.log(1e6))
-        weight = 0.9 * state.weight + 0.1 * dual.sigmoid()
-        done = k >= self.steps
-        if done.any():
-            x = torch.where(per_row(done, x), batch.project(x), x)
-        return PDGDState(x, done, k, first, second, dual, weight)
+        moved = replace(state, x=x, first=first, second=second)
+        return answered(batch, state, moved, seen.adversarial, value, self.steps, self.dual_step)
+
+
+def begun(batch: Batch, ratio: float) -> PDGDState:
+    """The state at the clean image, with lambda_0 / lambda_1 = `ratio`."""
+    k, nothing = torch.zeros_like(batch.y), torch.zeros_like(batch.x)
+    dual = torch.full_like(k, -math.log(ratio), dtype=torch.float32)
+    return PDGDState(batch.x, torch.zeros_like(batch.targeted), k, nothing, nothing, dual, dual.sigmoid())
+
+
+def answered(
+    batch: Batch, state: PDGDState, moved: PDGDState, fooled: Tensor, value: Tensor, steps: int, dual_step: float
+) -> PDGDState:
+    """`moved` after the multiplier's answer to `state`, where the point `fooled` (n,) or not, with margin `value`."""
+    # Beyond eps the judge says no, yet it is the distance that is to shrink there.
+    far = (value > 0) & (batch.threat.distance(state.x, batch.x) > batch.threat.eps)
+    size = dual_step * (1.0 - 0.9 * state.k / max(steps - 1, 1))
+    dual = (state.dual + torch.where(fooled | far, -size, size)).clamp(-math.log(1e6), math.log(1e6))
+    weight, k = 0.9 * state.weight + 0.1 * dual.sigmoid(), state.k + 1
+    x, done = moved.x, k >= steps
+    if done.any():
+        x = torch.where(per_row(done, x), batch.project(x), x)
+    return replace(moved, x=x, done=done, k=k, dual=dual, weight=weight)

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sparring.core.attack import Observation, State
+from sparring.attacks.pdgd import PDGDState, answered, begun
+from sparring.core.attack import Observation
 from sparring.core.batch import Batch, per_row
 from sparring.core.losses import margin
 from sparring.core.model import Access
 
 _HALVINGS = 40  # of an interval that holds a threshold: to float32
-
-
-@dataclass(frozen=True)
-class PDPGDState(State):
-    """Where the two players stand."""
-
-    k: Tensor  # (n,) steps taken
-    first: Tensor  # (n, c, h, w) Adam's mean of the gradients
-    second: Tensor  # (n, c, h, w) Adam's mean of their squares
-    dual: Tensor  # (n,) log(lambda_1 / lambda_0)
-    weight: Tensor  # (n,) the running mean of lambda_1, which is 1 - lambda_0
 
 
 @dataclass(frozen=True)
@@ -53,16 +42,14 @@ class PDPGD:
     minimizes: ClassVar[bool] = True
     needs_target: ClassVar[bool] = False
 
-    def init(self, batch: Batch) -> PDPGDState:
+    def init(self, batch: Batch) -> PDGDState:
         """Start at the clean image, with lambda_0 / lambda_1 = `ratio`."""
         # A count does not shrink with the change: where it weighs much, no change is ever worth its price.
         usual = 0.01 if self._operator(batch) == "l0" else 1.0
         ratio = usual if self.ratio is None else self.ratio
-        k, nothing = torch.zeros_like(batch.y), torch.zeros_like(batch.x)
-        dual = torch.full_like(k, -math.log(ratio), dtype=torch.float32)
-        return PDPGDState(batch.x, torch.zeros_like(batch.targeted), k, nothing, nothing, dual, dual.sigmoid())
+        return begun(batch, ratio)
 
-    def step(self, batch: Batch, state: PDPGDState, seen: Observation) -> PDPGDState:
+    def step(self, batch: Batch, state: PDGDState, seen: Observation) -> PDGDState:
         """Both players move."""
         value, climb = seen.value_and_grad(margin)
         slope = -per_row(torch.where(value <= 0, torch.sigmoid(-value), 0.0), climb).to(climb.dtype) * climb
@@ -76,16 +63,8 @@ class PDPGD:
         cost = size * (1 - state.weight) / state.weight
         delta = proximal(self._operator(batch), delta.flatten(1), metric.flatten(1), cost[:, None]).view_as(delta)
         x = batch.threat.clip(batch.x + delta)
-        # Beyond eps the judge says no, yet it is the distance that is to shrink there.
-        far = (value > 0) & (batch.threat.distance(state.x, batch.x) > batch.threat.eps)
-        dual_step = self.dual_step * (1.0 - 0.9 * state.k / max(self.steps - 1, 1))
-        dual = state.dual + torch.where(seen.adversarial | far, -dual_step, dual_step)
-        dual = dual.clamp(-math.log(1e6), math.log(1e6))
-        weight = 0.9 * state.weight + 0.1 * dual.sigmoid()
-        done = k >= self.steps
-        if done.any():
-            x = torch.where(per_row(done, x), batch.project(x), x)
-        return PDPGDState(x, done, k, first, second, dual, weight)
+        moved = replace(state, x=x, first=first, second=second)
+        return answered(batch, state, moved, seen.adversarial, value, self.steps, self.dual_step)
 
     def _operator(self, batch: Batch) -> str:
         """The norm whose proximal operator is taken."""

@@ -50,12 +50,6 @@ class Measure:
     eps: float | None = None  # of the ball in which to look; None: as far as the bounds go
 
 
-def widest(threat: Threat, x: Tensor) -> float:
-    """The largest distance that two images of the shape of `x` (n, c, h, w) can have."""
-    low, high = threat.bounds
-    return float(threat.length(torch.full((1, x[0].numel()), high - low, dtype=torch.float64)))
-
-
 def measures(setting: Setting, work: float, most: float) -> list[Measure]:
     """What is tried in turn, for the `work` of a profile, with `most` the largest distance possible."""
     norm, (low, high) = setting.threat.norm, setting.threat.bounds
@@ -90,7 +84,7 @@ def measure(work: Search) -> bool:
     """Go through all measures on every row that was right; returns whether there was time for all of them."""
     standing, setting = work.standing, work.setting
     last = max(standing.stages, default=0)
-    most = widest(setting.threat, work.images.x)
+    most = setting.threat.farthest(work.images.x)
     for number, step in enumerate(measures(setting, work.plan.work, most), last + 1):
         right = (standing.state == HELD) | (standing.state == BROKEN) | (standing.state == CERTIFIED)
         met = (right & (standing.reach > step.above) & (standing.reach <= step.below)).nonzero().squeeze(1)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sparring.auditing.evidence import Shard
-from sparring.auditing.measuring import widest
 from sparring.auditing.proving import Prover
 from sparring.auditing.standing import CERTIFIED, HELD, STATES
 
@@ -55,7 +54,7 @@ def largest(prover: Prover, method: str, at: Tensor) -> Tensor:
     From the eps asked for, a radius that is proved doubles as far as images reach; then the interval is halved.
     """
     threat, images = prover.search.setting.threat, prover.search.images.x
-    most = widest(threat, images[:1])
+    most = threat.farthest(images[:1])
     low = (prover.search.standing.state[at] == CERTIFIED).double() * threat.eps
     high = torch.full_like(low, threat.eps)
 

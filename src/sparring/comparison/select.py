@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sparring import catalog
@@ -65,11 +64,7 @@ def norm_of(wanted: Sequence[str]) -> str | None:
 
 def widest(norm: str, x: Tensor, bounds: tuple[float, float]) -> Threat:
     """The threat model of `norm` that lets every image (n, c, h, w) within `bounds` be reached."""
-    low, high = bounds
-    if norm not in NORMS:
-        return threat(norm, 2.0, bounds)  # the farthest in SSIM; what has no bound does not look at it
-    across = torch.full((1, x[0].numel()), high - low, dtype=torch.float64)
-    return threat(norm, float(NORMS[norm](0.0).length(across)), bounds)
+    return threat(norm, threat(norm, 0.0, bounds).farthest(x), bounds)
 
 
 def _split(wanted: Sequence[str]) -> list[str]:

@@ -39,6 +39,10 @@ class SSIM(Threat):
         low, high = self.bounds
         return 1.0 - similarity((x.double() - low) / (high - low), (x0.double() - low) / (high - low))
 
+    def farthest(self, x0: Tensor) -> float:
+        """SSIM is at least -1."""
+        return 2.0
+
     def within(self, x: Tensor, x0: Tensor, radius: Tensor) -> Tensor:
         """Legal points on the way from `x0` to clip(x), as far along as 40 halvings can tell.
 

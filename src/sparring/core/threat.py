@@ -72,6 +72,11 @@ class Threat(ABC):
         """(n,) float64 distances between `x` and `x0`."""
         return self.length((x.double() - x0.double()).flatten(1))
 
+    def farthest(self, x0: Tensor) -> float:
+        """The largest distance that two images of the shape of `x0` (n, ...) can have inside the bounds."""
+        low, high = self.bounds
+        return float(self.length(torch.full((1, x0[0].numel()), high - low, dtype=torch.float64)))
+
     def contains(self, x: Tensor, x0: Tensor) -> Tensor:
         """(n,) bool: is `x` finite, inside the bounds, and within eps of `x0`?"""
         low, high = self.bounds

@@ -49,7 +49,7 @@ def _replay(model: Model, judge: Judge, rows: Batch, points: Tensor, width: int)
         hit = said.labels >= 0
         if hit.any():  # else there is nothing to judge
             hit = hit & judge.adversarial(rows.take(index), points[index], said)
-        weights = weighed(rows.take(index), said)
+        weights = said.logits if said.flagged is None else weighed(rows.take(index), said)
         logits = None if weights is None else weights[:count]
         parts.append(Judged(hit[:count], said.labels[:count], score(said)[:count], logits))
     return Judged(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,7 +79,7 @@ def command(
             device=where,
             out=folder,
             name=victim.name,
-            tell=partial(_tell, show),
+            tell=show.tick,
         )
     report = write_report(Run.open(found.run))
     _tables(show, found)
@@ -99,10 +98,6 @@ def _going_on(show: Show, folder: Path) -> Iterator[None]:
     except IncompleteError:
         show.say(f"not complete: the same command with --out {folder} goes on")
         raise
-
-
-def _tell(show: Show, what: str, done: int, of: int) -> None:
-    show.tick(what, done, of)
 
 
 def _tables(show: Show, found: Audit) -> None:

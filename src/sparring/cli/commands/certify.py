@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +69,7 @@ def command(
             seed=seed,
             device=where,
             name=victim.name,
-            tell=partial(_tell, show),
+            tell=show.tick,
         )
     report = write_report(Run.open(found.run))
     _tables(show, found)
@@ -78,10 +77,6 @@ def command(
     show.result(found.figures | {"report": str(report)})
     if not found.complete and budget is None:
         raise IncompleteError(f"not complete; the same command with --out {found.run} goes on")
-
-
-def _tell(show: Show, what: str, done: int, of: int) -> None:
-    show.tick(what, done, of)
 
 
 def _tables(show: Show, found: Certification) -> None:
