@@ -147,6 +147,12 @@ def test_what_is_proved_is_not_attacked_and_what_attacks_break_is_not_proved(net
             assert line["proof"] == ""
     assert sum(part["certified"] for part in methods.values()) == counts["certified"]
     assert methods["crown"]["rows"] == N - 2
+    bought = figures["proofs"]["bought"]
+    assert bought["seconds"] == sorted(bought["seconds"])
+    assert bought["certified"] == sorted(bought["certified"])
+    assert bought["not_broken"] == sorted(bought["not_broken"], reverse=True)
+    assert (bought["certified"][0], bought["not_broken"][0]) == (0.0, 1 - 2 / N)  # the clean images come first
+    assert (bought["certified"][-1], bought["not_broken"][-1]) == result.robust_accuracy
     assert figures["proofs"]["spot_checked"] == counts["certified"]
     spot = figures["also_spent"]["spot check"]
     assert 0 < spot["forward"] <= (8 + 1) * figures["proofs"]["spot_checked"] * 2
@@ -316,6 +322,9 @@ def test_a_run_that_is_cut_short_anywhere_ends_the_same(net, rows, tmp_path, sma
     assert known(last) == known(whole)
     for part in last.figures["proofs"]["methods"] + whole.figures["proofs"]["methods"]:
         part.pop("seconds")
+    for told in (last, whole):
+        bought = told.figures["proofs"].pop("bought")
+        assert (bought["certified"][-1], bought["not_broken"][-1]) == told.robust_accuracy
     assert last.figures["proofs"] == whole.figures["proofs"]
 
 

@@ -28,7 +28,7 @@ class Odd(nn.Module):
         h = nn.functional.relu6(h - 1).transpose(1, 3)
         h = nn.functional.pad(h, (1, 0, 0, 1), value=0.25)
         h = torch.cat([h[:, 1:3, :, ::2], h[:, :1, :, ::2].mean(1, keepdim=True)], 1)
-        h = nn.functional.interpolate(h.unsqueeze(2).squeeze(2), size=(5, 4), mode="nearest")
+        h = nn.functional.interpolate(h.unsqueeze(4).squeeze(4).unsqueeze(2).squeeze(2), size=(5, 4), mode="nearest")
         h = h.clamp(min=0.1) + 0.5 * h.clamp(max=1.5)
         return self.head(h.reshape(len(x), -1)) - 1
 

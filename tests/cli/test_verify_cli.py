@@ -166,6 +166,9 @@ def test_a_list_and_what_fails_in_it(bench):
     assert "2 sat, 2 unsat, 1 error" in out
     assert code == 4
     assert "1 of 5 instances failed" in " ".join(err.split())
+    kept = {path.name: path.read_text() for path in (bench / "results.counterexamples").iterdir()}
+    assert set(kept) == {"1-net-sat.txt", "5-net-sat.txt"}
+    assert all(text.startswith("sat\n((X_0 ") for text in kept.values())
 
 
 def test_a_list_is_gone_on_with_after_a_crash(bench, monkeypatch):

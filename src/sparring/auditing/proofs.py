@@ -42,7 +42,24 @@ def figures(run: Run, standing: Standing) -> dict[str, Any]:
         "methods": [{"method": name.removeprefix(PREFIX), **part} for name, part in methods.items()],
         "spot_checked": sum((run.figures(name) or {}).get("rows", 0) for name in SPOT_CHECKS),
         "curve": curve(proved_at(standing, run.plan["eps"]), run.plan["rows"]["test"]),
+        "bought": bought(standing, run.plan["rows"]["test"]),
     }
+
+
+def bought(standing: Standing, rows: int) -> dict[str, list[float]]:
+    """What time bought: after so many seconds of work, the share of `rows` proved and the share not broken.
+
+    Only where one of the two changes; a long one is thinned.
+    """
+    told, last = [], (0, 0)
+    for seconds, proved, lost in standing.bought:
+        if (proved, lost) != last:
+            told.append((round(seconds, 3), proved / rows, 1 - lost / rows))
+            last = (proved, lost)
+    told += [(round(seconds, 3), *told[-1][1:]) for seconds, *_ in standing.bought[-1:] if told]
+    if len(told) > STEPS:
+        told = [told[round(place * (len(told) - 1) / (STEPS - 1))] for place in range(STEPS)]
+    return {name: [one[place] for one in told] for place, name in enumerate(("seconds", "certified", "not_broken"))}
 
 
 def proved_at(standing: Standing, eps: float) -> Tensor:

@@ -58,6 +58,7 @@ class Standing:
         self.seconds: defaultdict[int, float] = defaultdict(float)  # by stage
         self.fell: Counter[int] = Counter()  # rows that each stage broke
         self.proved: Counter[int] = Counter()  # rows that each stage of proofs certified
+        self.bought: list[tuple[float, int, int]] = []  # after each shard: seconds so far, rows proved, rows lost
 
     @classmethod
     def of(cls, evidence: Evidence) -> Standing:
@@ -84,6 +85,11 @@ class Standing:
 
     def apply(self, name: str, shard: Shard) -> None:
         """Take a shard's word."""
+        self._take(name, shard)
+        rows = torch.bincount(self.state.long(), minlength=len(STATES)).tolist()
+        self.bought.append((sum(self.seconds.values()), rows[CERTIFIED], rows[BROKEN] + rows[MISCLASSIFIED]))
+
+    def _take(self, name: str, shard: Shard) -> None:
         at = self.at(torch.tensor(shard.ids, dtype=torch.int64))
         self.forward[at] += torch.tensor(shard.forward, dtype=torch.int64)
         self.backward[at] += torch.tensor(shard.backward, dtype=torch.int64)

@@ -269,6 +269,12 @@ def _fixed(target: Callable[..., Tensor], dims: Callable[..., list[int]]) -> Cal
     return lowered
 
 
+def _unsqueeze(add: Add, x: Ref, dim: int) -> Ref:
+    if dim % (len(x.shape) + 2) == 0:  # an axis may be put behind the last one
+        raise Unsupported("expected rows that do not mix, got a new axis in front of the batch")
+    return add(Rearrange(lambda t: torch.unsqueeze(t, dim), x.shape), x)
+
+
 def _permute(add: Add, x: Ref, dims: list[int]) -> Ref:
     if dims[0] != 0:
         raise Unsupported("expected rows that do not mix, got a permutation that moves the batch")
@@ -344,7 +350,7 @@ LOWER: dict[str, Callable[..., Any]] = {
     "permute": _permute,
     "transpose": _fixed(torch.transpose, lambda a, b: [a, b]),
     "squeeze": _fixed(torch.squeeze, lambda dim: dim if isinstance(dim, list) else [dim]),
-    "unsqueeze": _fixed(torch.unsqueeze, lambda dim: [dim]),
+    "unsqueeze": _unsqueeze,
     "select": _fixed(torch.select, lambda dim, index: [dim]),
     "upsample_nearest2d": _fixed(torch.ops.aten.upsample_nearest2d, lambda *_: []),
     "slice": _slice,

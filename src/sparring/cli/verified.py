@@ -114,7 +114,10 @@ def write_results(path: Path, rows: list[Row]) -> None:
 
 
 def run_list(show: Show, path: Path, out: Path, timeout: float | None) -> None:
-    """Every instance of the list at `path` whose result is not yet at `out`, which is written after each."""
+    """Every instance of the list at `path` whose result is not yet at `out`, which is written after each.
+
+    The counterexamples lie in a folder beside it.
+    """
     instances, rows = read_instances(path, timeout), read_results(out)
     have, answers = Counter(row.key for row in rows), []
     for number, instance in enumerate(instances, start=1):
@@ -123,11 +126,21 @@ def run_list(show: Show, path: Path, out: Path, timeout: float | None) -> None:
             continue
         answer, reason = _one(path.parent, instance)
         rows = [*rows, Row(instance.onnx, instance.vnnlib, answer.verdict, answer.seconds)]
+        _keep(answer, out, number, instance)
         write_results(out, rows)
         answers.append({"onnx": instance.onnx, "vnnlib": instance.vnnlib, **as_json(answer)})
         what = f"{instance.onnx} {instance.vnnlib}{reason}"
         show.say(f"{number}/{len(instances)} {answer.verdict} {answer.seconds:.1f} s {what}")
     _conclude(show, rows, answers, out)
+
+
+def _keep(answer: Answer, out: Path, number: int, instance: Instance) -> None:
+    """Put a counterexample beside the results: results.counterexamples/<line>-<net>-<property>.txt."""
+    if answer.point is not None:
+        folder = out.with_suffix(".counterexamples")
+        folder.mkdir(parents=True, exist_ok=True)
+        stems = "-".join(Path(path).name.split(".")[0] for path in (instance.onnx, instance.vnnlib))
+        write_atomic(folder / f"{number}-{stems}.txt", told(answer).encode())
 
 
 def _one(folder: Path, instance: Instance) -> tuple[Answer, str]:

@@ -63,6 +63,8 @@ def render(run: Run) -> str | None:
     if curves is not None:
         why = block("why", heading("How to read it"), *map(paragraph, _reading(figures, curves, run.plan)))
         parts.append(block("pair aside", _chart(curves, run.plan), why))
+    if (spent := _bought(proofs.get("bought") or {})) is not None:
+        parts.append(spent)
     if figures.get("radius") and (radius := _radii(run)) is not None:
         parts.append(_histogram(*radius, str(norm_name(run.plan.get("norm")))))
     return join(parts)
@@ -196,6 +198,38 @@ def _draw(axes: Axes, curves: Curves, eps: float) -> None:
         ha="center",
         color=charts.INK,
         fontsize=charts.FONT - 1,
+    )
+
+
+def _bought(told: Figures) -> Markup | None:
+    """Both ends of the interval over the time spent on proofs and attacks; None if nothing moved."""
+    seconds, low, high = (told.get(name) or [] for name in ("seconds", "certified", "not_broken"))
+    if len(set(low)) < 2 or seconds[-1] <= 0:
+        return None
+    scale, unit = (60.0, "minutes") if seconds[-1] > 120 else (1.0, "seconds")
+    at = [second / scale for second in seconds]
+    shown = sorted({bisect_right(seconds, seconds[-1] * place / (_SHOWN - 1)) - 1 for place in range(_SHOWN)} - {-1})
+    rows = [(duration(seconds[place]), percent(low[place]), percent(high[place])) for place in shown]
+
+    def draw(axes: Axes) -> None:
+        axes.fill_between(at, low, high, step="post", color=charts.INK, alpha=_SHADE, linewidth=0)
+        proved, attacked = charts.series(0), charts.series(1)
+        axes.step(at, low, where="post", color=proved.colour)
+        axes.step(at, high, where="post", color=attacked.colour, dashes=attacked.dashes)
+        axes.set(xlim=(0, at[-1]), ylim=(-0.03, 1.04), xlabel=f"{unit} of work")
+        charts.percent_axis(axes, "robust accuracy")
+
+    return chart(
+        Chart(
+            title="What the time bought",
+            alt="Proved to not broken, over time: "
+            + ", ".join(f"{one} to {other} after {time}" for time, one, other in rows)
+            + ".",
+            svg=charts.svg("bought", draw),
+            head=("after", "proved", "not broken"),
+            rows=rows,
+            legend=charts.legend(["proved", "not broken by attacks"], charts.mark("M1 7h33", "unknown", 9, _SHADE)),
+        )
     )
 
 
