@@ -27,6 +27,7 @@ from sparring.auditing.rechecking import recheck
 from sparring.auditing.run import Run
 from sparring.auditing.summary import COLUMNS
 from sparring.certificates.bounds import bounds
+from sparring.certificates.graph import OutOfTime
 from sparring.core.errors import DataError, ModelError, SparringError, UsageError
 from sparring.core.model import Access
 from sparring.core.threat import L2, Linf, Threat, threat
@@ -514,6 +515,25 @@ def test_every_method_has_its_name(net, rows):
     assert (front.guard > 1e-6).all()  # so that the bound shows whether it was taken off
     with pytest.raises(UsageError, match="did you mean 'ibp'"):
         found.prove("ipb", *rows, LIMIT)
+
+
+@pytest.mark.parametrize(("method", "least"), [("crown", 1), ("alpha-crown", 20), ("branch", 2)])
+def test_a_proof_ends_in_the_middle_when_its_time_is_over(method, least, net, rows):
+    found = provable(TorchModel(net), LIMIT, (1, 8, 8), "cpu")
+    assert isinstance(found, Provable)
+    asked = [0]
+
+    def late(at: int) -> bool:
+        asked[0] += 1
+        return asked[0] == at
+
+    found.prove(method, *rows, Linf(0.15), 4, lambda: late(-1))
+    assert asked[0] >= least
+    for at in (1, (asked[0] + 1) // 2, asked[0]):
+        asked[0] = 0
+        with pytest.raises(OutOfTime):
+            found.prove(method, *rows, Linf(0.15), 4, lambda at=at: late(at))
+        assert asked[0] == at
 
 
 def test_a_thinned_curve_stays_below():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from sparring.certificates.bounds import METHODS as BOUNDS
 from sparring.certificates.bounds import bounds
 from sparring.certificates.branch import BROKEN, PROVED, Decision, certify
-from sparring.certificates.graph import Trace, trace
+from sparring.certificates.graph import OutOfTime, Trace, trace
 from sparring.core.batch import Rows
 from sparring.core.errors import ModelError, unknown
 from sparring.core.model import Access, Model, Sampled
@@ -64,13 +64,20 @@ class Provable:
     ) -> Proof:
         """What `method` proves of images `x` (n, c, h, w) with labels `y` (n,).
 
-        Branch and bound ends when it has looked at `nodes` subproblems for each image, or when `stop` says so.
+        Branch and bound ends when it has looked at `nodes` subproblems for each image. `OutOfTime` if `stop` says
+        so before all is done.
         """
         if method not in METHODS:
             raise unknown("method", method, METHODS)
+
+        def pause() -> None:
+            if stop():
+                raise OutOfTime
+
+        traced = replace(self.traced, pause=pause)
         if method == "branch":
-            return self._branch(x, y, threat, nodes * len(x), stop)
-        found = bounds(self.model, x, y, threat, method, traced=self.traced, width=max(1, len(x)))
+            return self._branch(traced, x, y, threat, nodes * len(x))
+        found = bounds(self.model, x, y, threat, method, traced=traced, width=max(1, len(x)))
         spared = (found.lower - found.guard).nan_to_num(_LEAST, posinf=_LEAST, neginf=_LEAST)
         weakest = spared.argmin(1, keepdim=True)
         lower, guard = found.lower.gather(1, weakest).squeeze(1), found.guard.gather(1, weakest).squeeze(1)
@@ -78,15 +85,15 @@ class Provable:
         lower = torch.where(spared.gather(1, weakest).squeeze(1) > _LEAST, lower, _LEAST)
         return Proof(sound, lower, guard.nan_to_num(0.0, posinf=0.0), torch.zeros_like(sound), found.worst)
 
-    def _branch(self, x: Tensor, y: Tensor, threat: Threat, nodes: int, stop: Stop) -> Proof:
+    def _branch(self, traced: Trace, x: Tensor, y: Tensor, threat: Threat, nodes: int) -> Proof:
         """Branch and bound, whose bounds have the guard taken off already."""
 
         def tell(so_far: Decision) -> None:
-            if stop() or int(so_far.nodes.sum()) >= nodes:
+            if int(so_far.nodes.sum()) >= nodes:
                 raise _Enough(so_far)
 
         try:
-            found = certify(self.model, x, y, threat, traced=self.traced, tell=tell)
+            found = certify(self.model, x, y, threat, traced=traced, tell=tell)
             certified, broken, lower, worst = found.certified, found.broken, found.lower, found.worst
         except _Enough as enough:
             told = enough.decision

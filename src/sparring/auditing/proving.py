@@ -22,6 +22,7 @@ from sparring.auditing.proofs import PREFIX, SPOT_CHECKS
 from sparring.auditing.provers import NODES, Proof, Provable, hopeless, provable
 from sparring.auditing.search import Search
 from sparring.auditing.standing import BROKEN, CERTIFIED, HELD, STATES
+from sparring.certificates.graph import OutOfTime
 from sparring.core.errors import SparringError
 from sparring.core.model import Model
 from sparring.core.threat import Threat
@@ -121,7 +122,7 @@ class Prover:
         return self._provable
 
     def prove(self, method: str, at: Tensor, threat: Threat, nodes: int = NODES) -> Proof:
-        """What `method` proves of the rows at `at` (m,), on the CPU."""
+        """What `method` proves of the rows at `at` (m,), on the CPU; `OutOfTime` when the run's time is over."""
         search, found = self.search, self._open()
         if isinstance(found, str):
             raise SparringError(f"{found} (it could be proved things of when this run was begun)")
@@ -156,11 +157,10 @@ class Prover:
             if (search.standing.weighed[at] == self.number).all():
                 continue
             search.began = time.monotonic()
-            if search.setting.stop():
+            try:
+                proof = self.prove(effort.method, at, search.setting.threat, effort.nodes)
+            except OutOfTime:
                 return False
-            proof = self.prove(effort.method, at, search.setting.threat, effort.nodes)
-            if search.setting.stop() and not proof.certified.all():
-                return False  # it may have been cut short: what it says would hang on the clock
             self._settle(name, at, proof)
         search.tell(name, len(chosen), len(chosen))
         return True

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparring.auditing.evidence import Shard
 from sparring.auditing.proving import Prover
 from sparring.auditing.standing import CERTIFIED, HELD, STATES
+from sparring.certificates.graph import OutOfTime
 
 NAME = "radius: "
 HALVINGS = 5  # of the interval between a radius that is proved and one that is not
@@ -28,10 +29,11 @@ def widen(prover: Prover, method: str) -> bool:
         search.tell("radius", place * _CHUNK, len(right))
         if (standing.weighed[at] == prover.number).all():
             continue
-        if search.setting.stop():
-            return False
         search.began = time.monotonic()
-        radius = largest(prover, method, at)
+        try:
+            radius = largest(prover, method, at)
+        except OutOfTime:
+            return False
         nothing = [0] * len(at)
         search.commit(
             Shard(

@@ -7,7 +7,7 @@ graph, normalisation by a mean) arrives here as the same few dozen operations of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +32,20 @@ class Node:
     shape: tuple[int, ...]  # of one row
 
 
+class OutOfTime(Exception):
+    """A computation was not finished in time; nothing that hangs on the clock is told."""
+
+
+def go_on() -> None:
+    """There is time."""
+
+
 @dataclass(frozen=True)
 class Graph:
     """Nodes in order: the images come first, the logits last."""
 
     nodes: tuple[Node, ...]
+    pause: Callable[[], None] = go_on  # called each fraction of a second of a proof; may raise to end it
 
     @property
     def classes(self) -> int:
@@ -69,11 +78,15 @@ def evaluate(node: Node, inputs: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Trace:
-    """What torch computes for a model on images (c, h, w); `graph` reads its weights as they then are."""
+    """What torch computes for a model on images (c, h, w); `graph` reads its weights as they then are.
+
+    What bounds its graphs calls `pause` each fraction of a second, which may raise to end a computation.
+    """
 
     program: Any  # torch.fx.GraphModule, whose attributes are the model's own parameters and buffers
     shape: tuple[int, ...]
     device: torch.device
+    pause: Callable[[], None] = go_on
 
     def graph(self, dtype: torch.dtype = torch.float64, *, trainable: bool = False) -> Graph:
         """The nodes, computing in `dtype`; if `trainable`, bounds can be differentiated by the weights."""
@@ -99,7 +112,7 @@ class Trace:
         )
         if len(kept[-1].shape) != 1:
             raise ModelError(f"expected logits (n, classes), got {('n', *kept[-1].shape)}")
-        return Graph(kept)
+        return Graph(kept, self.pause)
 
 
 def _needed(nodes: list[Node], last: int) -> list[int]:

@@ -9,7 +9,7 @@ numbers, as the competition does, and of inputs that are rounded to float32.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -19,7 +19,7 @@ from sparring.certificates import branch
 from sparring.certificates.branch import PROVED, Question
 from sparring.certificates.crown import Relaxation, crown
 from sparring.certificates.falsify import falsify
-from sparring.certificates.graph import Graph, trace
+from sparring.certificates.graph import Graph, OutOfTime, trace
 from sparring.certificates.operators import Interval
 from sparring.certificates.pulling import pull
 from sparring.certificates.region import Region
@@ -88,6 +88,8 @@ def verify(network: Network, prop: Property, *, timeout: float | None = None) ->
     except _Found as found:
         point, outputs = found.point.flatten(), found.outputs
         return Answer(SAT, search.by, time.monotonic() - started, search.nodes, point, outputs)
+    except OutOfTime:
+        verdict = TIMEOUT
     return Answer(verdict, search.by, time.monotonic() - started, search.nodes)
 
 
@@ -103,7 +105,7 @@ class _Search:
         """The verdict, unless `_Found` is raised."""
         if not self.cases:
             return UNSAT
-        traced = trace(self.network, self.network.shape)
+        traced = replace(trace(self.network, self.network.shape), pause=self._pause)
         graph, rough = traced.graph(), traced.graph(torch.float32)
         question, boxes = _questions(self.cases), _region(self.cases, self.network.shape)
         free = int((boxes.high > boxes.low).flatten(1).sum(1).max())
@@ -119,6 +121,13 @@ class _Search:
 
     def _late(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def _pause(self) -> None:
+        if self._late():
+            raise OutOfTime
+
+    def _tell(self, so_far: branch.Decision) -> None:
+        self.nodes = int(so_far.nodes.sum())
 
     def _confirm(self, points: Tensor, cases: Tensor) -> Tensor:
         """(m,) False for `points` (m, *shape) that are not unsafe in their `cases` (m,); `_Found` by one that is."""
@@ -198,6 +207,7 @@ class _Search:
                 deadline=self.deadline,
                 known=bounds if len(held) == len(cases) else None,
                 confirm=lambda x, at: self._confirm(x, cases[at]),
+                tell=self._tell,
                 home=torch.searchsorted(cases, home),
                 effort=branch.Effort(roundoff=_EXACT),
             )

@@ -47,6 +47,7 @@ def linear(
     watch: Callable[[int, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Constants (n, s) and slopes (n, s, *image), None where zero, of a linear function of the image below a . z."""
+    graph.pause()
     rows, asked = a.shape[:2]
     pending, constant = {place: a}, a.new_zeros(rows, asked)
     push = push or {}

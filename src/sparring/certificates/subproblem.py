@@ -264,7 +264,7 @@ def sound(key: int, values: Tensor) -> Tensor:
 
 def cast(graph: Graph, dtype: torch.dtype) -> Graph:
     """`graph` with its weights rounded to `dtype`: to search with, not to prove with."""
-    return Graph(tuple(replace(node, op=_cast(node.op, dtype)) for node in graph.nodes))
+    return replace(graph, nodes=tuple(replace(node, op=_cast(node.op, dtype)) for node in graph.nodes))
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -145,6 +145,7 @@ def _ask(
     splits = {at: split for at, split in found.items() if split is not None}
 
     def bound(slopes: Slopes) -> tuple[Tensor, Tensor]:
+        graph.pause()
         return _pull(steps, one, here, splits, slopes)
 
     if ascent is None or not splits:
