@@ -27,7 +27,7 @@ from sparring.core.errors import SparringError
 from sparring.core.model import Model
 from sparring.core.threat import Threat
 
-VERSION = 1  # raised whenever what is tried changes
+VERSION = 2  # raised whenever what is tried changes
 GROWTH = 4  # times as many rows as in the round before
 SAMPLE = 16  # rows that the first attack of a short profile meets before anything is proved
 SPOT = 64  # certified rows that are attacked all the same
@@ -51,13 +51,13 @@ CHEAP = Effort("crown-ibp")
 EXACT = Effort("linear", paying=0.0)  # of a linear model, which costs nothing and leaves nothing open
 EFFORTS: dict[str, tuple[Effort, ...]] = {  # before anything is attacked
     "quick": (CHEAP,),
-    "standard": (CHEAP, Effort("crown"), Effort("alpha-crown", 128, 1 / 8, 16, pilot=2)),
-    "deep": (CHEAP, Effort("crown", paying=1 / 64), Effort("alpha-crown", 4096, 1 / 16, 16, pilot=8)),
+    "standard": (CHEAP, Effort("crown")),
+    "deep": (CHEAP, Effort("crown", paying=1 / 64)),
 }
-LAST: dict[str, tuple[Effort, ...]] = {  # on what the attacks leave
+LAST: dict[str, tuple[Effort, ...]] = {  # on what the attacks leave; alpha-CROWN is how branch and bound begins
     "quick": (),
-    "standard": (Effort("branch", 64, 1 / 8, 4, pilot=4, nodes=64),),
-    "deep": (Effort("branch", 4096, 1 / 16, 4, pilot=8, nodes=1024),),
+    "standard": (Effort("branch", 128, 1 / 8, 16, pilot=4, nodes=64),),
+    "deep": (Effort("branch", 4096, 1 / 16, 16, pilot=8, nodes=64), Effort("branch", 4096, 1 / 16, 4, pilot=8)),
 }
 SCREENED = ("quick",)  # profiles too short to look for proofs where a first attack breaks half of a sample
 
