@@ -42,6 +42,9 @@ WORDS = {
     "awp": ("awp:inner=trades,gamma=0.005,steps=2", "--eps 0.1", f"AWP(inner=TRADES({LINF}, beta=1.0, steps=2"),
     "gaussian": ("gaussian:sigma=0.5", "", "Gaussian(sigma=0.5)"),
     "label_smoothing": ("label_smoothing", "", "LabelSmoothing(smoothing=0.1)"),
+    "ibp": ("ibp:kappa=0.5", "--eps 0.1", f"IBP({LINF}, kappa=0.5, "),
+    "crown_ibp": ("crown_ibp:beta=1", "--eps 0.1", f"CrownIBP({LINF}, kappa=0.0, beta=1.0, "),
+    "mtl_ibp": ("mtl_ibp:alpha=0.2", "--eps 0.1", f"MTLIBP({PGD7}"),
     "temperature": ("temperature", "", "Temperature(temperature=40.0)"),
     "distillation": ("distillation:temperature=20,teacher=TEACHER", "", "Distillation(teacher="),
 }
@@ -57,6 +60,11 @@ def test_every_recipe_trains(name, teacher, tmp_path):
     trained = told("--recipe", text.replace("TEACHER", str(teacher)), *rest.split(), "--out", tmp_path / "run")
     assert trained["steps"] == 2
     assert recipe(trained["checkpoint"]).startswith(wanted)
+
+
+def test_how_far_images_are_moved_can_be_said(tmp_path):
+    trained = told("--shift", 3, "--out", tmp_path / "run")
+    assert json.loads(Path(str(trained["checkpoint"])).with_suffix(".json").read_text())["plan"]["shift"] == 3
 
 
 def test_awp_takes_its_own_options_and_hands_on_the_rest(tmp_path):
@@ -91,6 +99,11 @@ def test_awp_takes_its_own_options_and_hands_on_the_rest(tmp_path):
         ("distillation:teacher=TEACHER", "expected a teacher trained with Temperature(temperature=40.0)"),
         ("temperature:temperature=0", "expected a temperature above 0"),
         ("label_smoothing:smoothing=2", "expected smoothing from 0 to 1"),
+        ("ibp", "expected --eps for norm linf"),
+        ("ibp --eps 0.1 --attack fgsm", "--eps and --attack are for a recipe that takes them"),
+        ("ibp:kappa=2 --eps 0.1", "expected kappa from 0 to 1"),
+        ("crown_ibp --norm l1 --eps 1", "expected linf or l2 for the bounds of crown_ibp, got l1"),
+        ("mtl_ibp:alpha=-1 --eps 0.1", "expected alpha from 0 to 1"),
     ],
 )
 def test_what_does_not_suit_a_recipe_is_said(words, said, teacher, tmp_path):

@@ -91,5 +91,14 @@ def test_our_networks_fit_images_of_any_size_and_their_seed(name, shape):
         assert not torch.equal(one, three)
 
 
-def test_a_known_size():
-    assert sum(p.numel() for p in nets.build("conv", (1, 28, 28), 10).parameters()) == 166_406
+@pytest.mark.parametrize("name", ["conv", "contrast_conv"])
+def test_a_known_size(name):
+    assert sum(p.numel() for p in nets.build(name, (1, 28, 28), 10).parameters()) == 166_406
+
+
+def test_contrast_is_stretched_and_clipped_before_conv():
+    x = torch.tensor([0.0, 0.2, 0.3, 0.4, 0.6, 0.7, 1.0]).view(1, 1, 1, 7)
+    torch.testing.assert_close(nets.Contrast()(x).flatten(), torch.tensor([0.0, 0.0, 0.0, 0.25, 0.75, 1.0, 1.0]))
+    big = images()
+    plain, net = (nets.build(name, big.shape[1:], 4, seed=3) for name in ("conv", "contrast_conv"))
+    assert torch.equal(net(big), plain(net[0](big)))

@@ -11,15 +11,19 @@ from sparring import catalog
 from sparring.attacks.pgd import PGD
 from sparring.core import noise
 from sparring.core.defense import Moment
+from sparring.core.errors import UsageError
 from sparring.core.threat import L2
 from sparring.data import load
 from sparring.defenses.awp import AWP
+from sparring.defenses.crown_ibp import CrownIBP
 from sparring.defenses.distillation import Distillation, Temperature
 from sparring.defenses.fast import Fast
 from sparring.defenses.gaussian import Gaussian
+from sparring.defenses.ibp import IBP
 from sparring.defenses.label_smoothing import LabelSmoothing
 from sparring.defenses.madry import Madry
 from sparring.defenses.mart import MART
+from sparring.defenses.mtl_ibp import MTLIBP
 from sparring.defenses.standard import Standard
 from sparring.defenses.trades import TRADES
 from sparring.models import nets
@@ -53,10 +57,17 @@ RECIPES = {
     "temperature": Temperature(),
     "distillation": Distillation(taught()),
 }
+REFUSED = [IBP(LIMIT), CrownIBP(LIMIT), MTLIBP(STEPS, LIMIT)]  # their bounds are made by torch
 
 
 def test_no_recipe_is_left_out():
-    assert set(RECIPES) == set(catalog.defenses())
+    assert {*RECIPES, *(recipe.name for recipe in REFUSED)} == set(catalog.defenses())
+
+
+@pytest.mark.parametrize("recipe", REFUSED, ids=lambda recipe: recipe.name)
+def test_a_recipe_that_needs_bounds_says_that_torch_makes_them(recipe, tmp_path):
+    with pytest.raises(UsageError, match=r"a net that torch computes.*leave out --framework tensorflow"):
+        fit(Settings("dense", 3, framework="tensorflow"), load("digits"), recipe, tmp_path / "a")
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
-"""Our own networks, for images of any size: `dense` and `conv`."""
+"""Our own networks, for images of any size: `dense`, `conv` and `contrast_conv`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparring.core.errors import unknown
 
@@ -39,7 +39,31 @@ def conv(shape: Sequence[int], classes: int) -> nn.Sequential:
     )
 
 
-NETS: dict[str, Callable[[Sequence[int], int], nn.Sequential]] = {"dense": dense, "conv": conv}
+class Contrast(nn.Module):
+    """(p - low) / (high - low), clipped to [0, 1], of every pixel p in [0, 1]; nothing here is learned."""
+
+    def __init__(self, low: float = 0.3, high: float = 0.7) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images of the same shape."""
+        return ((x - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
+
+
+def contrast_conv(shape: Sequence[int], classes: int) -> nn.Sequential:
+    """`conv` behind `Contrast`: a change by up to 0.3 is taken off every black or white pixel before the first layer.
+
+    Certified training on MNIST at 0.3 gains from it, since intervals start from the grey pixels alone.
+    """
+    return nn.Sequential(Contrast(), *conv(shape, classes))
+
+
+NETS: dict[str, Callable[[Sequence[int], int], nn.Sequential]] = {
+    "dense": dense,
+    "conv": conv,
+    "contrast_conv": contrast_conv,
+}
 
 
 def build(name: str, shape: Sequence[int], classes: int, seed: int = 0) -> nn.Sequential:

@@ -25,23 +25,24 @@ from sparring.training.fit import Settings, fit, score
 
 _DEFAULT_ATTACK = "pgd:steps=7"
 _RECIPES = (
-    "standard, madry, trades, mart, fast, awp:inner=madry, gaussian, label_smoothing, temperature, "
-    "distillation:teacher=PATH; with options, such as trades:beta=6. See `sparring ls`."
+    "standard, madry, trades, mart, fast, awp:inner=madry, ibp, crown_ibp, mtl_ibp, gaussian, label_smoothing, "
+    "temperature, distillation:teacher=PATH; with options, such as trades:beta=6. See `sparring ls`."
 )
 
 
 def command(
     data: options.Data = "digits",
-    net: Annotated[str, typer.Option("--net", help="dense or conv.")] = "conv",
+    net: Annotated[str, typer.Option("--net", help="dense, conv or contrast_conv.")] = "conv",
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="[default: 2000, or --epochs]")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", min=0.01, help="Instead of --steps.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
     rate: Annotated[float, typer.Option("--rate", help="The highest learning rate.")] = Settings.rate,
+    shift: Annotated[int, typer.Option("--shift", min=0, help="Move images by up to N pixels.")] = Settings.shift,
     recipe: Annotated[str, typer.Option("--recipe", help=_RECIPES)] = "standard",
     norm: options.Norm = "linf",
     eps: options.Eps = None,
     attack: Annotated[
-        str, typer.Option("--attack", help="What madry, mart, fast and awp train against.")
+        str, typer.Option("--attack", help="What madry, mart, fast, awp and mtl_ibp train against.")
     ] = _DEFAULT_ATTACK,
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
@@ -57,7 +58,7 @@ def command(
     dataset = load(data or "digits", data_dir, on_status=show.say)
     dataset = Dataset(dataset.name, dataset.train.take(limit), dataset.test)
     length = _steps(steps, epochs, len(dataset.train), batch_size)
-    settings = Settings(net, length, batch_size, rate, seed=seed, framework=framework)
+    settings = Settings(net, length, batch_size, rate, shift=shift, seed=seed, framework=framework)
     plan = {
         "data": dataset.name,
         "rows": {"train": len(dataset.train), "test": len(dataset.test)},
