@@ -135,7 +135,8 @@ def certify(
 
 def _work(search: Search, prover: Prover, method: str, radius: bool) -> bool:
     """The clean images, the proofs, the radii, the attack; returns whether there was time for all of them."""
-    if not search.look() or not prover.work((Effort(method, paying=0.0, chunk=4 if method == "branch" else 32, pilot=64),)):
+    effort = Effort(method, paying=0.0, chunk=4 if method == "branch" else 32, pilot=64)
+    if not search.look() or not prover.work((effort,)):
         return False
     told = search.run.figures("proofs") or {}
     if told.get("why"):
