@@ -65,7 +65,8 @@ def reference(model: Probe, batch: Batch, row: int, norm: str, attack: Nearest) 
     farthest = length((x0 - WIDE).abs().maximum((x0 + WIDE).abs()), norm)
     quarter, asked = attack.steps // 4, []
     lengths = [quarter, quarter, attack.steps - 2 * quarter]
-    direction = steepest(noise.normal(batch.key[row : row + 1], x0.shape, 1)[0].double(), norm)
+    signs = noise.normal(batch.key[row : row + 1], x0.shape, 1)[0].double().sign()
+    direction = signs / length(signs, norm)
     delta, best, nearest = torch.zeros_like(x0), None, INF
     for part, count in enumerate(lengths):
         if part == 0:
@@ -117,6 +118,17 @@ def test_every_point_is_that_of_a_plain_loop(norm, targeted):
         assert torch.allclose(points[:, row].double(), wanted, atol=1e-2), row
 
 
+def test_in_l1_the_second_scout_sets_out_with_every_feature_changed():
+    rows, attack = 4, Nearest(steps=20)
+    model, x, y = Probe(lambda flat: flat[:, :3]), noise.uniform(torch.arange(4), (1, 4, 5)), torch.arange(4) % 3
+    batch = Batch(x, y, torch.full_like(y, -1), 100 + torch.arange(rows), threat("l1", INF))
+    start = play(attack, model, batch)[5].double()
+    flat = x.flatten(1).double()
+    each = 0.5 * flat.maximum(1 - flat).sum(1, keepdim=True) / SIZE
+    signs = noise.normal(batch.key, x.shape[1:], 1).flatten(1).sign()
+    torch.testing.assert_close(start, (flat + each * signs).clamp(0, 1), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 8])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -142,7 +154,8 @@ def test_a_budget_is_met_though_the_search_goes_beyond_it(norm):
         assert limit.contains(got.best, case.x).all()  # the last point too, of a row that holds
 
 
-def test_gradients_that_vanish_near_the_image_are_found_further_out():
+@pytest.mark.parametrize(("norm", "least"), [("linf", 2.5 / 16), ("l2", 2.5 / 4), ("l1", 2.5)])
+def test_gradients_that_vanish_near_the_image_are_found_further_out(norm, least):
     """The logits are flat up to a sum of 2: from the clean image there is nothing to follow."""
 
     def logits(flat: Tensor) -> Tensor:
@@ -150,10 +163,10 @@ def test_gradients_that_vanish_near_the_image_are_found_further_out():
         return torch.stack([torch.full_like(way, 0.5), way], 1)
 
     model, x, y = Probe(logits, bounds=(0.0, 1.0)), torch.zeros(5, 1, 4, 4), torch.zeros(5, dtype=torch.int64)
-    got = run(model, Nearest(), threat("l2", INF), x, y)
-    assert got.found.all()  # the boundary is at a sum of 2.5: in L2 2.5 / 4
-    assert float(got.distance.max()) <= 2.5 / 4 * 1.02
-    assert not run(model, Nearest(far=0.1), threat("l2", INF), x, y).found.any()
+    got = run(model, Nearest(), threat(norm, INF), x, y)
+    assert got.found.all()  # the boundary is at a sum of 2.5
+    assert float(got.distance.max()) <= least * 1.02
+    assert not run(model, Nearest(far=0.1), threat(norm, INF), x, y).found.any()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7])

@@ -40,9 +40,10 @@ class Nearest:
     The direction and the norm are decoupled as in DDN (Rony et al. 2019, algorithm 1), in every norm, with
     the change of the radius falling as in FMN (Pintor et al. 2021, algorithm 1) and steps in units of the radius. A
     quarter of the steps sets out from the clean image, in a ball twice as wide as the way to the linearised
-    boundary, or `near` of the way to the farthest image if that is less; a quarter from noise `far` of that way,
-    since gradients that vanish near the image return further out (as FAB's random starts and the wide balls of
-    "Mind the box" use: Croce and Hein 2020 and 2021); the other half refines the nearest of what both have found.
+    boundary, or `near` of the way to the farthest image if that is less; a quarter from random signs on all features,
+    `far` of that way in length, since gradients that vanish near the image return further out (as FAB's random
+    starts and the wide balls of "Mind the box" use: Croce and Hein 2020 and 2021); the other half refines the
+    nearest of what both have found.
     The scouts climb cross-entropy, which sees all classes; the first step and the refining half climb the margin,
     whose gradient is the normal of the boundary.
     """
@@ -52,7 +53,7 @@ class Nearest:
     far: float = 0.5
 
     name: ClassVar[str] = "nearest"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[Access] = Access.GRADIENT
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     paper: ClassVar[str] = "Rony et al. 2019, arXiv:1811.09600; Pintor et al. 2021, arXiv:2102.12827"
@@ -113,8 +114,10 @@ class Nearest:
         if away.any():
             reach = self.far * _farthest(batch)
             short = reach.to(x.dtype)
-            direction = batch.threat.steepest(noise.normal(batch.key, x.shape[1:], 1))
-            start = batch.threat.within(batch.x + per_row(short, x) * direction, batch.x, short)
+            signs = noise.normal(batch.key, x.shape[1:], 1).sign()
+            unit = batch.threat.length(signs.flatten(1))
+            # Not along `steepest`: in L1 that is 1 % of the features, and clipped they end near the clean image.
+            start = batch.threat.within(batch.x + per_row(short / unit, x) * signs, batch.x, short)
             x, radius = torch.where(per_row(away, x), start, x), torch.where(away, reach, radius)
         x = torch.where(per_row(back, x), state.best, x)
         return replace(state, x=x, radius=torch.where(back, state.nearest, radius))
