@@ -36,6 +36,7 @@ COSTS = {
     "fgsm": (2, 1), "jsma": (2, 2), "vmifgsm": (29, 28),  # 9 (1 + 2) + 1 + 1
 }  # fmt: skip
 for plain in (
+    "brendel_bethge",
     "acg", "apgd", "bim", "ddn", "difgsm", "fab", "fmn", "fooling", "mifgsm", "nearest", "nes", "nifgsm", "one_pixel",
     "pdgd", "pdpgd", "pgd", "pgd0", "pointwise", "rays", "sigma_zero", "simba", "spsa", "sprint", "square", "tifgsm",
 ):  # fmt: skip

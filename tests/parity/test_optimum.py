@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sparring.attacks.apgd import APGD
+from sparring.attacks.brendel_bethge import BrendelBethge
 from sparring.attacks.ddn import DDN
 from sparring.attacks.fgsm import FGSM
 from sparring.attacks.pgd import PGD
@@ -101,6 +102,7 @@ BOXED = [
     (PGD(steps=40, step_size=9.0), "l2", 1.01),  # long steps: short ones creep along the sphere
     (APGD(), "l2", 1.02),
     (DDN(), "l2", 1.02),
+    (BrendelBethge(), "l2", 1.02),
 ]
 
 
