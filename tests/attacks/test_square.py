@@ -149,15 +149,51 @@ def test_squares_reach_every_place_up_to_the_edges():
         assert left.unique().tolist() == list(range(WIDTH - side + 1))
 
 
+@pytest.mark.parametrize("steps", [40, 5000])
+def test_places_are_those_of_the_recurrence(steps):
+    """floor(frac(shift + k / r^i) room), i = 1, 2, where r is the plastic number; in plain Python's floats."""
+    low, high = 1.0, 2.0
+    while high - low > 1e-15:
+        r = (low + high) / 2
+        low, high = (r, high) if r**3 < r + 1 else (low, r)
+    batch, attack = batch_of(threat("linf", EPS["linf"]), images(1, 3)), Square(steps)
+    shift = noise.uniform(batch.key, (2,), -1).tolist()
+    plans = [attack._plan(batch, torch.arange(3), torch.full((3,), k)) for k in (1, 1 + 100 * AHEAD)]
+    for first, plan in zip((1, 1 + 100 * AHEAD), plans, strict=True):
+        for row in range(3):
+            for ahead in range(AHEAD):
+                side, *place = plan[row, ahead, :3].tolist()
+                room = (HEIGHT + 1 - side, WIDTH + 1 - side)
+                at = [(shift[row][i] + (first + ahead) / r ** (i + 1)) % 1 * room[i] for i in range(2)]
+                assert place == [int(at[0]), int(at[1])]
+    assert len({tuple(pair) for pair in shift}) == 3
+
+
+@pytest.mark.parametrize("border", [0, 1])
+def test_a_square_that_would_change_nothing_takes_the_opposite_signs(border):
+    x = images()
+    limit = threat("linf", EPS["linf"])
+    both = ((x - 0.1).clamp(0, 1), (x + 0.1).clamp(0, 1))
+    batch = batch_of(limit, x, start=both[border])
+    found = proposed(Square(warm=True), batch, 300)
+    changed = found != both[border]
+    assert changed.flatten(1).any(1).all()
+    assert torch.equal(found[changed], both[1 - border][changed])
+    side = int(Square()._sides(torch.zeros(1), torch.tensor([300]), HEIGHT, WIDTH))
+    sizes = changed.flatten(2).sum(2)  # (n, channels)
+    assert set(sizes.unique().tolist()) == {0, side**2}
+    one = (sizes > 0).sum(1)  # of three channels with random signs, 1 or 2 change in 3 / 8 each, all in 2 / 8
+    assert {1, 2, 3} == set(one.tolist())
+
+
 def test_proposals_start_from_the_best_point():
     batch = batch_of(threat("linf", EPS["linf"]), images())
     for _, _, after in at_random(Square(), batch, 30):
         top, bottom, left, right = frame((after.x != after.best).any(1))
-        moved = (after.x != after.best).flatten(1).any(1)
-        assert moved.any()  # where all of a square is at its border already, nothing is
+        assert (after.x != after.best).flatten(1).any(1).all()  # nobody asks about the same point again
         side = int(Square()._sides(torch.zeros(1), after.k[:1], HEIGHT, WIDTH))
-        assert (bottom - top < side)[moved].all()
-        assert (right - left < side)[moved].all()
+        assert (bottom - top < side).all()
+        assert (right - left < side).all()
         assert batch.threat.contains(after.x, batch.x).all()
 
 

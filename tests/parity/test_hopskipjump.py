@@ -131,6 +131,23 @@ def test_rounds_take_more_and_more_probes(states):
     assert [spent[t] for t in range(1, 8)] == [100, 141, 173, 200, 223, 244, 264]
 
 
+@pytest.mark.parametrize(
+    ("norm", "shape", "wanted"),
+    [
+        ("linf", (1, 4, 5), 30),
+        ("linf", (1, 10, 10), 30),
+        ("linf", (1, 20, 20), 60),
+        ("linf", (3, 30, 30), 100),
+        ("l2", (1, 20, 20), 30),
+    ],
+)
+def test_rounds_grow_with_the_image_in_linf(norm, shape, wanted, states):
+    """clamp(3 sqrt(d), 30, 100) probes in the first round, and 30 in L2."""
+    case = linear(norm, shape, 1)
+    spent = [int(state.t) for state, _ in states(HopSkipJump(steps=wanted + 150), case, 0) if state.phase == 2]
+    assert spent.count(1) == wanted
+
+
 def test_starts_are_sought_so_often_and_no_more():
     case = puzzle("l2")
     got = run(case.model, HopSkipJump(tries=17), case.limit, case.x, case.y)

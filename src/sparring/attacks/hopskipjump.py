@@ -42,17 +42,18 @@ class HopSkipJump:
     """Halve the way to the boundary, probe which way it faces, leap into the wrong class, and again.
 
     Chen, Jordan and Wainwright 2020, algorithm 2, with the mean taken off the estimate, `initial` sqrt(t) probes in
-    round t, and their settings of probe length and tolerance; but `initial` is 30, not 100, as in a few thousand
-    queries more rounds are worth more than a better aim. Here a random image to start from is sought on
+    round t, and their settings of probe length and tolerance; but `initial` is not 100 unless given, as in a few
+    thousand queries more rounds are worth more than a better aim: it is 30, and in Linf, where the sign of every
+    feature counts, up to 100 by three times the root of their number. Here a random image to start from is sought on
     coarser and coarser squares if pixels do not do, or is the point that is given.
     """
 
     steps: int = 5000
-    initial: int = 30
+    initial: int | None = None
     tries: int = 100
 
     name: ClassVar[str] = "hopskipjump"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[Access] = Access.DECISION
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "unbounded")
     paper: ClassVar[str] = "Chen et al. 2020, arXiv:1904.02144"
@@ -119,7 +120,7 @@ class HopSkipJump:
         toward, drift = state.toward + per_row(fooled, probe) * probe, state.drift + probe
         count, hits = state.count + 1, state.hits + fooled
         state = replace(state, toward=toward, drift=drift, count=count, hits=hits)
-        enough = count >= (self.initial * state.t.double().sqrt()).long()
+        enough = count >= (self._first(batch) * state.t.double().sqrt()).long()
         share = per_row((hits / count).float(), drift)
         way = torch.where(share == 1, drift, toward - share * drift)  # -drift where none fools
         way = way.sign() if batch.threat.norm == "linf" else _unit(way)
@@ -129,6 +130,13 @@ class HopSkipJump:
         toward = torch.where(per_row(enough, way), way, toward)
         phase = torch.where(enough, _LEAP, state.phase)
         return replace(state, x=x, phase=phase, toward=toward, size=torch.where(enough, size, state.size))
+
+    def _first(self, batch: Batch) -> int:
+        """How many probes the first round makes."""
+        if self.initial is not None:
+            return self.initial
+        grown = round(3 * math.sqrt(batch.x[0].numel()))
+        return min(max(grown, 30), 100) if batch.threat.norm == "linf" else 30
 
     def _leap(self, batch: Batch, state: HopSkipJumpState, fooled: Tensor) -> HopSkipJumpState:
         onward = self._set_out(batch, state)

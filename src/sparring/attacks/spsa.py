@@ -37,13 +37,13 @@ class SPSA:
     """
 
     steps: int = 5000
-    samples: int = 50
+    samples: int = 20
     delta: float = 0.01
     rate: float | None = None
     loss: str = "margin"
 
     name: ClassVar[str] = "spsa"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[Access] = Access.SCORE
     norms: ClassVar[tuple[str, ...]] = ("linf",)
     paper: ClassVar[str] = "Uesato et al. 2018, arXiv:1802.05666"

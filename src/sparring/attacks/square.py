@@ -17,6 +17,8 @@ from sparring.core.model import Access
 
 _HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the steps at which `p` halves
 AHEAD = 48  # squares drawn at once
+_STRIDE = (0.7548776662466927, 0.5698402909980532)  # 1 / r and 1 / r^2, where r^3 = r + 1
+_SHIFT = -1  # the stream of where the places begin; steps are from 0 on
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class Square:
 
     Andriushchenko et al. 2020, algorithms 1 to 3, with these differences: every row has a square of its own,
     L1 is treated as L2 is, and the window's pattern in L2 and L1 falls off around each half's middle by a
-    closed form in place of nested rectangles. Squares cover the share `p` of the image at first; by the
+    closed form in place of nested rectangles. A row's squares lie evenly over the image, at shifted multiples of
+    the plastic number's powers (Roberts 2018, the sequence R2), and one that would change nothing in Linf takes the
+    opposite signs. Squares cover the share `p` of the image at first; by the
     paper's plan it halves at fixed shares of the steps. With `mixed`, sides are instead drawn between 1 and
     a greatest one that falls evenly, which suits a short search. With `warm`, it begins at the point it is
     given, else at vertical stripes (in L2 and L1: at a grid of windows).
@@ -47,7 +51,7 @@ class Square:
     warm: bool = False
 
     name: ClassVar[str] = "square"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[Access] = Access.SCORE
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     paper: ClassVar[str] = "Andriushchenko et al. 2020, arXiv:1912.00049"
@@ -94,10 +98,12 @@ class Square:
         """(m, AHEAD, 5 + 2 c) for the rows at (m,) `rows`: their squares from the k-th on."""
         channels, height, width = batch.x.shape[1:]
         steps = (k[:, None] + torch.arange(AHEAD, device=k.device)).flatten()
-        draws = noise.uniform(batch.key[rows].repeat_interleave(AHEAD), (5 + 2 * channels,), steps)
+        keys = batch.key[rows].repeat_interleave(AHEAD)
+        draws = noise.uniform(keys, (5 + 2 * channels,), steps)
         side = self._sides(draws[:, 0], steps, height, width)[:, None]
         room = torch.tensor([height, width, height, width], device=k.device) - side + 1
-        return torch.cat([side, (draws[:, 1:5] * room).floor(), _signs(draws[:, 5:])], 1).view(len(k), AHEAD, -1)
+        places = (torch.cat([_spread(keys, steps), draws[:, 3:5]], 1) * room).floor()
+        return torch.cat([side, places, _signs(draws[:, 5:])], 1).view(len(k), AHEAD, -1)
 
     def _sides(self, draw: Tensor, k: Tensor, height: int, width: int) -> Tensor:
         """(n,) float32 sides of the k-th squares."""
@@ -120,7 +126,12 @@ class Square:
         if batch.box is not None:
             window = down[:, None, :, None] & across[:, None, None, :]
             low, high = batch.box
-            return torch.where(window, torch.where(signs > 0, high, low), best)
+            x = torch.where(window, torch.where(signs > 0, high, low), best)
+            idle = (x == best).flatten(1).all(1).nonzero().squeeze(1)
+            if len(idle):
+                away = torch.where(signs[idle] > 0, low[idle], high[idle])
+                x = x.index_copy(0, idle, torch.where(window[idle], away, best[idle]))
+            return x
         window = _outer(down, across)
         other = _inside(_places(square[:, 3:4], height), side), _inside(_places(square[:, 4:5], width), side)
         pattern = signs * _pattern(rows, columns, side, square[:, 5 + channels, None] < 0)
@@ -136,6 +147,14 @@ class Square:
         fresh = _normed(_normed(delta * window, power, channels=True) + pattern, power, channels=True)
         share = per_row(mass / batch.x.shape[1], delta) ** (1 / power)
         return batch.project(batch.x + rest + fresh * share)
+
+
+def _spread(key: Tensor, k: Tensor) -> Tensor:
+    """(n, 2) float32 in [0, 1): where the k-th squares of rows with (n,) `key` lie, in shares of the room."""
+    shift = noise.uniform(key, (2,), _SHIFT).double()
+    stride = torch.tensor(_STRIDE, dtype=torch.float64, device=key.device)
+    # Rounding to float32 may give 1, which is outside.
+    return ((shift + k[:, None] * stride) % 1).float().clamp_max(1 - 2**-24)
 
 
 def _signs(draw: Tensor) -> Tensor:
