@@ -171,6 +171,7 @@ def entries(norm: str, classes: int) -> list[Entry]:
         ],
         "linf": [
             ours("nearest", "linf"),
+            ours("brendel_bethge", "linf"),
             ours("fmn", "linf"),
             foolbox("fmn", "LInfFMNAttack", 2, steps=N),
             advlib("fmn", "fast_minimum_norm", "fmn", 2, norm=INF, steps=N),
@@ -186,6 +187,7 @@ def entries(norm: str, classes: int) -> list[Entry]:
                    binary_search_steps=8),
         ],
         "l1": [
+            ours("brendel_bethge", "l1"),
             ours("nearest", "l1"),
             ours("ead", "l1", rounds=6),
             foolbox("ead", "EADAttack", 3, rounds=5, steps=N, binary_search_steps=5, initial_const=1.0,
