@@ -63,7 +63,8 @@ def render(run: Run) -> str | None:
     if curves is not None:
         why = block("why", heading("How to read it"), *map(paragraph, _reading(figures, curves, run.plan)))
         parts.append(block("pair aside", _chart(curves, run.plan), why))
-    if (spent := _bought(proofs.get("bought") or {})) is not None:
+    spent = None if figures.get("empirical") else _bought(proofs.get("bought") or {})
+    if spent is not None:
         parts.append(spent)
     if figures.get("radius") and (radius := _radii(run)) is not None:
         parts.append(_histogram(*radius, str(norm_name(run.plan.get("norm")))))
@@ -219,7 +220,13 @@ def _bought(told: Figures) -> Markup | None:
         axes.set(xlim=(0, at[-1]), ylim=(-0.03, 1.04), xlabel=f"{unit} of work")
         charts.percent_axis(axes, "robust accuracy")
 
-    return chart(
+    half = bisect_right(seconds, seconds[-1] / 2) - 1
+    late = paragraph(
+        "Cheap bounds come first, then the attacks, then branch and bound on what they leave. In "
+        f"{duration(seconds[-1])} {percent(low[-1])} were proved, {percent(low[-1] - low[half])} of all in the second "
+        "half of that time: where the lower line still rises at its end, more time buys more."
+    )
+    drawn = chart(
         Chart(
             title="What the time bought",
             alt="Proved to not broken, over time: "
@@ -231,6 +238,7 @@ def _bought(told: Figures) -> Markup | None:
             legend=charts.legend(["proved", "not broken by attacks"], charts.mark("M1 7h33", "unknown", 9, _SHADE)),
         )
     )
+    return block("pair aside", drawn, block("why", heading("How to read it"), late))
 
 
 def _radii(run: Run) -> tuple[Tensor, Tensor] | None:
