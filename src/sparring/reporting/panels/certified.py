@@ -223,8 +223,8 @@ def _bought(told: Figures) -> Markup | None:
     half = bisect_right(seconds, seconds[-1] / 2) - 1
     late = paragraph(
         "Cheap bounds come first, then the attacks, then branch and bound on what they leave. In "
-        f"{duration(seconds[-1])} {percent(low[-1])} were proved, {percent(low[-1] - low[half])} of all in the second "
-        "half of that time: where the lower line still rises at its end, more time buys more."
+        f"{duration(seconds[-1])} {percent(low[-1])} were proved, {percent(low[-1] - low[half])} of all in the "
+        "second half of that time: where the lower line still rises at its end, more time buys more."
     )
     drawn = chart(
         Chart(
