@@ -18,6 +18,7 @@ from sparring.core.model import Access
 from sparring.core.threat import L0, L1, L2, Linf, Unbounded
 from sparring.core.verdict import Verdict
 from sparring.data import load
+from sparring.defending import Defended, defend
 from sparring.engine.outcome import Outcome
 from sparring.fitted.paste import Paste
 from sparring.fitted.patch import AdversarialPatch, fit_patch
@@ -37,6 +38,7 @@ __all__ = [
     "AdversarialPatch",
     "Audit",
     "Comparison",
+    "Defended",
     "Judge",
     "Linf",
     "Outcome",
@@ -50,6 +52,7 @@ __all__ = [
     "audit",
     "bpda",
     "compare",
+    "defend",
     "fit_patch",
     "fit_universal",
     "load",

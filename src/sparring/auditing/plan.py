@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-import sparring
 from sparring.data.images import Images
 
 
@@ -29,7 +28,7 @@ def common(test: Images, seed: int, device: str) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """The versions that can change a figure."""
     found = {
-        "sparring": sparring.__version__,
+        "sparring": importlib.metadata.version("sparring"),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

@@ -62,9 +62,9 @@ def open_model(spec: str, device: str = "cpu", **options: Any) -> Named:
     if spec.startswith(("http://", "https://")):  # what follows ? may hold a key
         model = wrap(spec, **options)
         return Named(spec.partition("?")[0], model, repr(model), {})
-    source, colon, function = spec.rpartition(":")
+    _, colon, function = spec.rpartition(":")
     if colon and function.isidentifier():
-        model = wrap(_moved(_call(spec, source, function), device), **options)
+        model = wrap(_moved(load_object(spec), device), **options)
         return Named(spec, model, digest_of(model) or hashlib.sha256(spec.encode()).hexdigest(), {})
     path = Path(spec)
     if not path.exists():
@@ -118,7 +118,9 @@ def _import(spec: str, source: str) -> ModuleType:
     return importlib.import_module(source)
 
 
-def _call(spec: str, source: str, function: str) -> object:
+def load_object(spec: str) -> object:
+    """What the function or class that `spec` names gives when it is called without arguments."""
+    source, _, function = spec.rpartition(":")
     try:
         module = _import(spec, source)
     except ModuleNotFoundError as error:

@@ -1,0 +1,41 @@
+"""What all defenses of a run share, and how a part that is done is not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sparring.auditing.run import Run
+from sparring.core.threat import Threat
+from sparring.data.images import Images
+from sparring.defending.workshop import Tell
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all defenses of a run share."""
+
+    run: Run
+    images: Images
+    threat: Threat
+    profile: str
+    seed: int
+    draws: int  # of a random guard, for each answer that decides
+    device: str
+    crafted: Mapping[str, Mapping[str, Tensor]]  # by net and attack: (n, c, h, w)
+    tell: Tell
+
+    def to(self, tensor: Tensor) -> Tensor:
+        """`tensor` where the nets compute."""
+        return tensor.to(self.device)
+
+    def once(
+        self, section: str, make: Callable[[], tuple[dict[str, Any], dict[str, Tensor]]]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Figures and tensors of a section, measured unless the run has it whole."""
+        if self.run.figures(section) is None:
+            self.run.record(section, *make())
+        return self.run.figures(section) or {}, self.run.tensors(section)
