@@ -9,7 +9,9 @@ from typing import Any
 from markupsafe import Markup
 
 from sparring.auditing.run import Run
+from sparring.defending.finding import HOLDS, REFERENCE
 from sparring.reporting.audited import pixel_range, total
+from sparring.reporting.defended import called, share
 from sparring.reporting.markup import block, tile
 from sparring.reporting.pictures import as_bytes, picture
 from sparring.reporting.robustness import Models, robust_curve, training_eps
@@ -47,6 +49,8 @@ def title(plan: Mapping[str, Any]) -> str:
         return f"{name}: smoothed by noise"
     if plan.get("kind") == "certify":
         return f"{name}: what is proved"
+    if plan.get("kind") == "defend":
+        return f"{name}: which defenses hold"
     return f"{name}: the training report" if plan.get("kind") == "train" else f"{name} under attack"
 
 
@@ -55,6 +59,9 @@ def summary(plan: Mapping[str, Any]) -> str:
     rows = plan.get("rows")
     judged = plan.get("kind") in ("audit", "certify")
     told = [str(plan.get("model", "a model not named")), threat_name(plan)] if judged else []
+    told += [net_name((plan.get("settings") or {}).get("net", "")), threat_name(plan)] * (
+        plan.get("kind") == "defend"
+    )
     told += [f"{size:,} {split} images" for split, size in rows.items()] if isinstance(rows, dict) else []
     told += [f"{word} {plan[key]}" for word, key in (("seed", "seed"), ("on", "device")) if key in plan]
     return ", ".join(told)
@@ -90,6 +97,7 @@ def cards(run: Run) -> list[Card]:
         ("universal", _shared),
         ("patch", _shared),
         ("certify", _certified),
+        ("defenses", _ranked),
     )
     audited = _audited(run)
     return [card for section, make in makers if (figures := run.figures(section)) for card in make(figures)] + audited
@@ -167,6 +175,24 @@ def _certified(figures: dict[str, Any]) -> list[Card]:
         Card("left by a quick attack", percent(far.get("robust_accuracy")), "an upper bound", "attack"),
         Card("clean accuracy", percent(figures.get("clean_accuracy")), "the same images, untouched"),
     ]
+
+
+def _ranked(figures: dict[str, Any]) -> list[Card]:
+    """Of defenses side by side: the best, the undefended net, what only seemed to hold, and how many hold."""
+    rows = [row for row in figures.get("defenses") or [] if None not in (row.get("adaptive"), row.get("naive"))]
+    if not rows:
+        return []
+    best, fooled = rows[0], max(rows, key=lambda row: row["naive"] - row["adaptive"])
+    plain_ones = [row for row in rows if row.get("finding") == REFERENCE]
+    holding = sum(row.get("finding") == HOLDS for row in rows)
+    told = [Card("adaptive accuracy of the first", share(best["adaptive"]), f"{called(best)}; an upper bound")]
+    told += [
+        Card("the same, undefended", share(row["adaptive"]), f"clean {share(row.get('clean'))}", "attack")
+        for row in plain_ones[:1]
+    ]
+    between = f"{share(fooled['naive'])} → {share(fooled['adaptive'])}"
+    told.append(Card("largest illusion, naive → adaptive", between, called(fooled), "attack"))
+    return [*told, Card("defenses that hold", count(holding), f"of {len(rows) - len(plain_ones)}")]
 
 
 def _audited(run: Run) -> list[Card]:

@@ -16,7 +16,7 @@ from sparring.auditing.run import Run
 from sparring.core.files import write_atomic
 from sparring.reporting import headline
 
-_STYLES = ("theme.css", "page.css", "figures.css", "audit.css", "print.css")
+_STYLES = ("theme.css", "page.css", "figures.css", "audit.css", "defenses.css", "print.css")
 
 
 @dataclass(frozen=True)
