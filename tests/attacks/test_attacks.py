@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from sparring.attacks.apgd import APGD
+from sparring.attacks.fgsm import FGSM
 from sparring.attacks.fooling import Fooling
 from sparring.attacks.pgd import PGD
 from sparring.core.errors import UsageError
 from sparring.core.losses import LOSSES
-from sparring.core.threat import Linf
+from sparring.core.threat import L2, Linf
 from sparring.engine.loop import run
 from sparring.models.torch import TorchModel
 from sparring.testing import puzzle
@@ -28,6 +29,17 @@ def test_every_loss_finds_something(kind, loss):
 def test_an_unknown_loss_is_an_error():
     with pytest.raises(UsageError, match="unknown loss 'crossentropy'; did you mean 'cross_entropy'"):
         puzzle("linf").play(PGD(loss="crossentropy"))
+
+
+def test_fgsm_in_l2_is_one_step_of_eps_and_then_the_bounds(net, digits):
+    """A longer step would come back onto the sphere elsewhere, as many pixels stand on a bound."""
+    x = digits[0][:8]
+    y = net(x).argmax(1)
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(torch.nn.functional.cross_entropy(net(leaf).double(), y, reduction="sum"), leaf)
+    wanted = (x + 0.6 * slope / slope.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp(0, 1)
+    got = run(TorchModel(net), FGSM(), L2(0.6), x, y)
+    torch.testing.assert_close(got.best, wanted, rtol=0, atol=1e-5)
 
 
 def test_the_step_size_left_out_is_two_and_a_half_eps_over_steps():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -56,13 +58,15 @@ def test_clean_given_and_random_starts(norm):
     assert Sprint().start == "random"
 
 
+@pytest.mark.parametrize("wide", [1.0, 3.0])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_a_start_in_blocks_moves_every_pixel_as_far_as_the_ball_allows(norm):
+def test_a_start_in_blocks_moves_every_pixel_as_far_as_the_ball_allows(norm, wide):
     limit, x = threat(norm, EPS[norm]), torch.full((6, 2, 7, 5), 0.5)
     batch = batch_of(limit, x)
-    begun = Sprint(start="blocks", side=3).init(batch).x
+    begun = Sprint(start="blocks", side=3, wide=wide).init(batch).x
     assert torch.equal((begun - x).sign(), blocks(batch.key, x.shape[1:], 3))
-    torch.testing.assert_close(limit.distance(begun, x), torch.full((6,), EPS[norm]).double(), rtol=1e-5, atol=0)
+    reach = torch.full((6,), wide * EPS[norm]).double()
+    torch.testing.assert_close(limit.distance(begun, x), reach, rtol=1e-5, atol=0)
 
 
 def test_blocks_are_squares_of_one_sign_cut_off_at_the_edges():
@@ -98,31 +102,33 @@ def test_steps_fall_evenly_from_the_first_to_nothing():
     torch.testing.assert_close(moves, wanted[:, None].expand_as(moves), rtol=1e-4, atol=1e-5)
 
 
-def algorithm(net: nn.Module, limit: Threat, x0: Tensor, y: int, attack: Sprint) -> list[Tensor]:
-    """One row (1, c, h, w), step by step: equations 3 and 4 of Croce and Hein 2020, on the margin."""
+def algorithm(net: nn.Module, limit: Threat, x0: Tensor, y: int, attack: Sprint, first: float) -> list[Tensor]:
+    """One row (1, c, h, w), step by step: equations 3 and 4 of Croce and Hein 2020, on the margin, in a wide ball."""
     xs, x = [x0], x0
     for k in range(attack.steps):
         leaf = x.clone().requires_grad_()
         logits = net(leaf)[0]
         margin = logits[torch.arange(len(logits)) != y].max() - logits[y]
         (gradient,) = torch.autograd.grad(margin, leaf)
-        size = limit.eps * attack.first * (1 - k / attack.steps)
-        z = limit.project(x + size * limit.steepest(gradient, x), x0)
-        before, alpha = (xs[-2], attack.momentum) if k else (x, 1.0)
-        x = limit.project(x + alpha * (z - x) + (1 - alpha) * (x - before), x0)
+        ball = threat(limit.norm, limit.eps * (1 + (attack.wide - 1) * max(0.0, 1 - (k + 1) / (0.6 * attack.steps))))
+        size = ball.eps * first * (1 - k / attack.steps)
+        z = ball.project(x + size * limit.steepest(gradient, x), x0)
+        before, alpha = (xs[-2], 0.75) if k else (x, 1.0)
+        x = ball.project(x + alpha * (z - x) + (1 - alpha) * (x - before), x0)
         xs.append(x)
     return xs
 
 
+@pytest.mark.parametrize("options", [{}, {"wide": 3.0, "first": 0.5}], ids=["usual", "wide"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_momentum_is_that_of_apgd(norm, net, digits):
+def test_the_momentum_is_that_of_apgd(norm, options, net, digits):
     x, y = digits[0][1500:1504], digits[1][1500:1504]
-    attack, limit = Sprint(steps=10, start="clean"), threat(norm, EPS[norm])
+    attack, limit = Sprint(steps=10, start="clean", **options), threat(norm, EPS[norm])
     asked = points(attack, TorchModel(net), batch_of(limit, x, y))
-    straight = points(Sprint(steps=10, start="clean", momentum=1.0), TorchModel(net), batch_of(limit, x, y))
+    straight = points(replace(attack, momentum=1.0), TorchModel(net), batch_of(limit, x, y))
     assert (asked - straight).abs().max() > 1e-3
     for row in range(4):
-        wanted = torch.cat(algorithm(net, limit, x[row : row + 1], int(y[row]), attack))
+        wanted = torch.cat(algorithm(net, limit, x[row : row + 1], int(y[row]), attack, options.get("first", 2.0)))
         torch.testing.assert_close(asked[:, row], wanted, rtol=0, atol=2e-6)
 
 

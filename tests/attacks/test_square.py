@@ -104,6 +104,7 @@ def test_mixed_sides_lie_under_a_line_that_falls_to_one():
     assert (sides >= 1).all()
     assert (sides <= line + 0.5).all()
     assert (sides.amax(0) >= line - 0.5).all()
+    torch.testing.assert_close(sides, (line**draws).round(), rtol=0, atol=0)  # so small ones are drawn more often
     assert sides[:, 0].unique().tolist() == list(range(1, 12))
     assert sides[:, -1].unique().tolist() == [1]
 
@@ -250,6 +251,67 @@ def test_proposals_spend_the_whole_budget_where_the_bounds_leave_room(norm, powe
             length = change.pow(power).sum(1) ** (1 / power)
             assert (length <= EPS[norm] + batch.threat.slack).all()
             assert (length >= EPS[norm] * 0.999).all()
+
+
+def bumps(side: int, upright: bool) -> Tensor:
+    """(side, side) the two bumps of a window, pixel by pixel."""
+    window = torch.zeros(side, side, dtype=torch.float64)
+    for i in range(side):
+        for j in range(side):
+            along, across = (i, j) if upright else (j, i)
+            half = 0 if along < side / 2 else 1
+            middle = (side / 4, 3 * side / 4)[half] - 0.5
+            away = max(2 * abs(along - middle), abs(across - (side - 1) / 2))
+            window[i, j] = (-1.0 if half and side > 1 else 1.0) / (1 + away)
+    return window
+
+
+@pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 1)])
+def test_it_begins_at_a_grid_of_windows_a_fifth_as_high(norm, power):
+    x, eps = images(2, 4), EPS[norm]
+    batch = batch_of(threat(norm, eps, (-100.0, 100.0)), x)
+    side = HEIGHT // 5
+    signs = torch.where(noise.uniform(batch.key, (2, HEIGHT // side, WIDTH // side)) < 0.5, -1.0, 1.0)
+    for row in range(4):
+        wanted = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.float64)
+        for channel in range(2):
+            for i in range(0, HEIGHT, side):
+                for j in range(0, WIDTH, side):
+                    sign = float(signs[row, channel, i // side, j // side])
+                    wanted[channel, i : i + side, j : j + side] = sign * bumps(side, True)
+        wanted = eps * wanted / wanted.abs().pow(power).sum() ** (1 / power)
+        torch.testing.assert_close((Square().init(batch).x[row] - x[row]).double(), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [9, 80])
+@pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 1)])
+def test_proposals_are_those_of_a_plain_loop(norm, power, steps):
+    """Algorithm 3, a row and a channel at a time: what two windows held goes to the first, shared by all channels."""
+    channels, eps = 2, EPS[norm]
+    batch = batch_of(threat(norm, eps, (-100.0, 100.0)), images(channels, 5))
+
+    def size(change: Tensor) -> float:
+        return float(change.abs().pow(power).sum())
+
+    attack = Square(steps=steps, p=0.3)
+    for before, _, after in at_random(attack, batch, steps):
+        for row in range(5):
+            plan = after.plan[row, int(before.k[row]) % AHEAD].tolist()
+            side, top, left, top_2, left_2 = (int(value) for value in plan[:5])
+            upright = plan[5 + channels] < 0
+            assert side == int(attack._sides(torch.zeros(1), after.k[:1], HEIGHT, WIDTH))
+            delta = (after.best[row] - batch.x[row]).double()
+            window = (slice(top, top + side), slice(left, left + side))
+            rest = delta.clone()
+            rest[:, window[0], window[1]] = 0.0
+            rest[:, top_2 : top_2 + side, left_2 : left_2 + side] = 0.0
+            budget, wanted = eps**power - size(rest), rest.clone()
+            for channel in range(channels):
+                old = delta[channel][window]
+                fresh = old / max(size(old) ** (1 / power), 1e-12) + plan[5 + channel] * bumps(side, upright)
+                fresh = fresh / max(size(fresh) ** (1 / power), 1e-12)
+                wanted[channel][window] = fresh * (max(budget, 0.0) / channels) ** (1 / power)
+            torch.testing.assert_close((after.x[row] - batch.x[row]).double(), wanted, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])

@@ -15,12 +15,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparring.attacks.fab import FAB
+from sparring.auditing import measuring
 from sparring.auditing.audit import Audit, audit, conclude
 from sparring.auditing.cascade import PROFILES, Cascade, Profile
-from sparring.auditing.closer import Closer, Shrink
+from sparring.auditing.closer import Closer, Onward, Shrink
 from sparring.auditing.distances import STEPS, share_at, spread
 from sparring.auditing.evidence import Evidence, Shard
 from sparring.auditing.masking import Cost
+from sparring.auditing.measuring import Measure
 from sparring.auditing.run import Run
 from sparring.auditing.standing import Standing
 from sparring.auditing.summary import COLUMNS
@@ -258,6 +261,50 @@ def test_a_row_that_held_and_has_a_point_within_eps_is_broken_by_it(norm, net, r
         assert label == int(told[row]["adversarial_label"]) != int(rows[1][row])
         assert float(told[row]["margin"]) == 0
     assert int(torch.tensor(result.figures["confusion"]).sum()) == result.counts["broken"]
+
+
+def test_a_later_measure_that_comes_no_nearer_changes_nothing(tmp_path, monkeypatch):
+    """FAB with a stride of three ends three times as far away, and in the same place if it comes again."""
+    model, data, wanted = staggered("l2")
+    near, wild = Closer(60, 0.42), Onward(FAB(3, eta=3.0))
+    monkeypatch.setattr(Cascade, "next", idle)
+    for place, ladder in enumerate(([near, wild], [wild, wild])):
+        ladder = [Measure(f"nearest: {turn}", attack) for turn, attack in zip(("one", "two"), ladder, strict=True)]
+        monkeypatch.setattr("sparring.auditing.measuring.measures", lambda *_, ladder=ladder: ladder)
+        result = measured(model, data, "l2", tmp_path / str(place), eps=0.42)
+        assert result.figures["distances"]["found_by"] == {"nearest: one": 9}
+        ratio = torch.tensor([result.distances()[row] for row in range(9)], dtype=torch.float64) / wanted
+        assert bool((ratio < 1.05).all()) is (place == 0)
+
+
+@pytest.mark.usefixtures("brief")
+def test_square_looks_inside_the_ball_of_its_rung_and_the_others_anywhere(tmp_path, monkeypatch):
+    model, data, _ = staggered("linf")
+    play, looked = measuring._play, []
+
+    def watched(setting: Any, attack: Any, ball: Any, rows: Any) -> Any:
+        looked.append((attack.name, round(ball.eps / 0.42, 9)))
+        return play(setting, attack, ball, rows)
+
+    monkeypatch.setattr(Cascade, "next", idle)
+    monkeypatch.setattr(measuring, "_play", watched)
+    measured(Giving(model, Access.SCORE), data, "linf", tmp_path, eps=0.42)
+    ladder = [eps for name, eps in looked if name == "square"]
+    assert len(ladder) > 3
+    assert ladder == [8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125][: len(ladder)]
+    assert {eps for name, eps in looked if name != "square"} == {round(40 / 0.42, 9)}
+
+
+def test_the_seed_decides_where_distances_are_looked_for(tmp_path, monkeypatch):
+    model, data, _ = staggered("linf")
+    monkeypatch.setattr(Cascade, "next", idle)
+    monkeypatch.setattr("sparring.auditing.measuring.measures", lambda *_: [Measure("nearest: one", Closer(6, 0.9))])
+    one, two, other = (
+        known(measured(model, data, "linf", tmp_path / name, eps=0.42, seed=seed))
+        for name, seed in zip("abc", (0, 0, 1), strict=True)
+    )
+    assert one == two
+    assert one != other
 
 
 def test_what_is_not_confirmed_from_the_disk_does_not_count(net, rows, tmp_path):

@@ -11,6 +11,7 @@ import sparring
 from sparring.core import noise
 from sparring.core.errors import DataError, UsageError
 from sparring.core.patch import Patch
+from sparring.fitted.ascent import Ascent
 from sparring.fitted.paste import Paste
 from sparring.fitted.patch import AdversarialPatch, fit_patch
 
@@ -143,6 +144,36 @@ def test_one_step_goes_where_finite_differences_point(net, rows):
             slope = goal(grey + bump) - goal(grey - bump)
             assert abs(slope) > 1e-9
             assert fit.patch[0, i, j] == 0.5 + 0.25 * slope.sign()
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-20.0, 20.0)])
+def test_a_step_is_a_share_of_the_pixel_range(net, rows, bounds):
+    low, high = bounds
+    wide = sparring.wrap(lambda x: net((x - low) / (high - low)), bounds=bounds)
+    fit = fit_patch(wide, (low + (high - low) * rows[0], rows[1]), 3, steps=1, rate=0.25)
+    moved = (fit.patch - (low + high) / 2).abs()
+    torch.testing.assert_close(moved[moved > 0], torch.full_like(moved[moved > 0], 0.25 * (high - low)))
+    assert (moved > 0).sum() >= 8
+
+
+def test_every_step_and_every_judging_has_places_of_its_own(net, rows, monkeypatch):
+    grid, asked = Paste.grid, []
+
+    def noted(self, key, stream, *size):
+        asked.append(grid(self, key, stream, *size))
+        return asked[-1]
+
+    monkeypatch.setattr(Paste, "grid", noted)
+    fit = fit_patch(net, (rows[0][:1], rows[1][:1]), 3, steps=6, seed=4)
+    fit.judge(net, (rows[0][:1], rows[1][:1]), draws=3, seed=4)
+    assert len(asked) == 9
+    assert len({tuple(one.flatten().tolist()) for one in asked}) == 9
+
+
+def test_what_is_left_out_stays_what_it_was():
+    """The defaults are behaviour: a patch or a perturbation fitted without a word on them hangs on all of these."""
+    assert Ascent() == Ascent(steps=300, batch=100, rate=0.1, cap=5.0, seed=0)
+    assert Paste(3) == Paste(3, shape="square", rotation=15.0, scale=(0.9, 1.1), location=None)
 
 
 def test_what_is_judged_is_what_the_net_says(net, rows, others):

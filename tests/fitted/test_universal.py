@@ -14,6 +14,7 @@ from sparring.core.threat import L0, L1, L2, Linf, Unbounded
 from sparring.data.images import Images
 from sparring.fitted.ascent import Ascent
 from sparring.fitted.universal import Universal, fit_universal
+from sparring.models.eot import EOT
 
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 1.0}
 KINDS = {"linf": Linf, "l2": L2, "l1": L1}
@@ -95,6 +96,8 @@ def test_budgets_are_met_by_what_is_added_and_by_every_image(net, rows, others, 
         length = {"linf": delta.abs().max(), "l2": delta.norm(), "l1": delta.abs().sum()}[norm]
         assert length <= threat.eps * (1 + 1e-6)
         assert eps == 0 or length >= 0.9 * threat.eps
+        if norm == "linf" and fitted is not fit:
+            torch.testing.assert_close(delta.abs(), torch.full_like(delta, eps))  # random signs, not a direction
         points = fitted.apply(others[0])
         assert torch.equal(points, (others[0] + fitted.delta).clamp(0, 1))
         assert threat.contains(points, others[0]).all()
@@ -152,6 +155,24 @@ def test_passes_are_those_that_the_model_saw(counting, rows):
     judged = fit.judge(counting, rows, width=20)
     assert judged.forward == 80
     assert (counting.asked, counting.pulled) == (80 + 20, fit.backward)
+
+
+def test_a_batch_is_no_larger_than_the_rows_and_a_draw_is_a_pass(net, rows):
+    fit = fit_universal(net, rows, Linf(0.1), steps=3, batch=1000)
+    assert (fit.forward, fit.backward) == (40 + 3 * 40, 3 * 40)
+    mean = fit_universal(EOT(net, 4), rows, Linf(0.1), steps=3, batch=10)
+    assert (mean.forward, mean.backward) == (4 * (40 + 3 * 10), 4 * 3 * 10)
+
+
+def test_only_rows_that_hold_are_fitted_on(net, rows):
+    x, ids = rows[0], torch.arange(40) + 7
+    held = ids % 3 > 0
+    y = torch.where(held, rows[1], (rows[1] + 1) % 10)
+    names = tuple("0123456789")
+    every = fit_universal(net, Images("all", x, y, ids, names), Linf(0.2), steps=5)
+    some = fit_universal(net, Images("held", x[held], y[held], ids[held], names), Linf(0.2), steps=5)
+    torch.testing.assert_close(every.delta, some.delta)
+    assert every.backward == some.backward == 5 * int(held.sum())
 
 
 def test_an_epoch_takes_every_row_once_in_an_order_of_its_own():

@@ -135,6 +135,13 @@ def test_one_draw_that_is_sure_does_not_decide_alone():
     assert answered(Access.DECISION).labels.item() == answer.labels.item() == 1  # not the label of most draws
 
 
+def test_the_label_is_that_of_the_mean_probability_not_of_the_mean_logit():
+    said = iter([torch.tensor([[6.0, 0.0]]), torch.tensor([[6.0, 0.0]]), torch.tensor([[0.0, 900.0]])])
+    answer = EOT(TorchModel(lambda x: next(said)), 3).query(images(1), Access.SCORE)
+    assert answer.labels.item() == answer.logits.argmax().item() == 0
+    assert EOT(Noisy()).n == 20
+
+
 def test_access_shows_no_more_than_it_says(shows_no_more):
     shows_no_more(EOT(Noisy(), 3), images())
 
@@ -276,6 +283,32 @@ def test_the_world_keeps_its_random_numbers_and_does_not_matter():
     assert torch.equal(first.logits, model.query(x, Access.SCORE).logits)
     plain = TorchModel(Noisy())
     assert fresh(plain) is plain
+
+
+class Stirred(torch.autograd.Function):
+    """x, whose gradient is told with noise."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient + torch.randn_like(gradient)
+
+
+def test_what_a_backward_pass_draws_is_repeated_too():
+    weight, x, found = torch.randn(3, D, generator=made(1)), images(), []
+    for seed in (5, 6):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = EOT(TorchModel(lambda z: Stirred.apply(z.flatten(1)) @ weight.T), 2)
+            pull = model.query(x, Access.GRADIENT).vjp
+            torch.randn(seed)
+            found.append(pull(torch.zeros(6, 3)))
+    assert torch.equal(*found)
+    noise = [torch.randn(6, D, generator=made(number)) for number in model._seeds]
+    torch.testing.assert_close(found[0].flatten(1), sum(noise))
 
 
 def test_state_is_restored_when_the_model_fails():

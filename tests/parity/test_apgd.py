@@ -172,3 +172,45 @@ def test_robust_accuracy_is_autoattacks(norm, net, rows):
     ours = run(TorchModel(net), APGD(steps=60), LIMITS[norm], x, y)
     assert 2 < held < 38
     assert abs(int((~ours.found).sum()) - held) <= 1
+
+
+class Told:
+    """An observation of one row with this loss, and a gradient of ones."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def value_and_grad(self, loss: object) -> tuple[Tensor, Tensor]:
+        return torch.tensor([self.value]), torch.ones(1, 1, 2, 2)
+
+
+def sizes(values: list[float]) -> list[float]:
+    """The step sizes in units of the first, after each of these losses has been told."""
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
+    batch, attack = Batch(x, y, y - 1, y, Linf(0.1)), APGD(steps=len(values), random_start=False)
+    state, found = attack.init(batch), []
+    for value in values:
+        state = attack.step(batch, state, Told(value))
+        found.append(float(state.size) / 0.2)
+    return found
+
+
+def test_the_checkpoints_of_a_hundred_steps_are_those_of_the_paper():
+    """Section 3.3: p is 0, 0.22, and then grows by 0.03 less each time, at least by 0.06; here every one halves."""
+    found = sizes([0.0] * 100)
+    assert [k for k in range(1, 100) if found[k] < found[k - 1]] == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert found[-1] == pytest.approx(0.5**8)
+
+
+def test_condition_2_compares_with_the_start_at_the_first_checkpoint():
+    """Nine of eleven steps raise the loss, which is too many for condition 1; only a best below the start halves."""
+    rises = [-10.0 + k for k in (1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)]
+    assert sizes([0.0, *rises, *[0.0] * 38])[11] == pytest.approx(0.5)
+    assert sizes([-9.5, *rises, *[0.0] * 38])[11] == pytest.approx(1.0)
+
+
+def test_it_starts_at_a_random_legal_point_or_at_the_clean_image(rows):
+    x, y = rows
+    batch = Batch(x, y, torch.full_like(y, -1), torch.arange(len(y)), LIMITS["linf"])
+    assert torch.equal(APGD().init(batch).x, LIMITS["linf"].sample(x, batch.key))
+    assert torch.equal(APGD(random_start=False).init(batch).x, x)

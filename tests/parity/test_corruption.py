@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import itertools
 
 import numpy as np
 import pytest
@@ -180,6 +181,16 @@ def test_all_are_asked_from_the_mildest_on_in_the_units_of_the_input(bounds):
             torch.testing.assert_close(point, wanted, rtol=0, atol=2e-6 * (high - low))
     flat = points.flatten(2).transpose(0, 1)
     assert all(len(row.unique(dim=0)) == 45 for row in flat)
+
+
+def test_noise_is_drawn_anew_for_every_kind_and_severity():
+    """The same draw at another scale would be the same direction again."""
+    x = torch.full((1, 1, 20, 20), 0.5)
+    points = asked(Corruption(), x, Unbounded()).flatten(2)[:, 0]
+    gaussian = [points[query] - 0.5 for query in range(0, 45, 9)]
+    speckle = [points[query] - 0.5 for query in range(3, 45, 9)]
+    for one, two in itertools.combinations([*gaussian, *speckle], 2):
+        assert abs(float(torch.nn.functional.cosine_similarity(one, two, dim=0))) < 0.25  # five deviations of 1 / 20
 
 
 @pytest.mark.parametrize(

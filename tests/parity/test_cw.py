@@ -158,13 +158,49 @@ def test_what_gives_no_direction_does_no_harm():
             assert ((points >= 0) & (points <= 1)).all()
 
 
-def test_steps_grow_threefold_as_long_as_no_c_is_enough():
+@pytest.mark.parametrize("wanted", [[0.03, 0.09, 0.2, 0.2], [0.5] * 4])  # who begins with longer ones keeps them
+def test_steps_grow_threefold_as_long_as_no_c_is_enough(wanted):
     model, x = Probe(lambda flat: 0.0 * flat + torch.tensor([1.0, 0.0, -1.0])), torch.full((1, 1, 1, 3), 0.5)
     y = torch.tensor([0])
-    batch, attack, sizes = Batch(x, y, y - 1, y, L2(9.0)), CW(steps=1, rounds=5, step_size=0.03), []
+    batch, attack, sizes = Batch(x, y, y - 1, y, L2(9.0)), CW(steps=1, rounds=5, step_size=wanted[0]), []
     state = attack.init(batch)
     for _ in range(4):
         sizes.append(float(state.size))
         no = torch.zeros_like(state.done)
         state = attack.step(batch, state, Observation(batch, model.query(state.x, Access.GRADIENT), no, attack.needs))
-    assert sizes == pytest.approx([0.03, 0.09, 0.2, 0.2])
+    assert sizes == pytest.approx(wanted)
+
+
+def test_c_grows_tenfold_up_to_1e10_as_long_as_none_is_enough():
+    model, x = Probe(lambda flat: 0.0 * flat + torch.tensor([1.0, 0.0, -1.0])), torch.full((1, 1, 1, 3), 0.5)
+    y = torch.tensor([0])
+    batch, attack, found = Batch(x, y, y - 1, y, L2(9.0)), CW(steps=1, rounds=16, c=0.03), []
+    state = attack.init(batch)
+    for _ in range(15):
+        found.append(float(state.c))
+        no = torch.zeros_like(state.done)
+        state = attack.step(batch, state, Observation(batch, model.query(state.x, Access.GRADIENT), no, attack.needs))
+    assert found == pytest.approx([min(0.03 * 10.0**round, 1e10) for round in range(15)])
+
+
+class Told:
+    """An observation of one row with this margin, and no gradient."""
+
+    def __init__(self, margin: float) -> None:
+        self.margin = margin
+
+    def value_and_grad(self, loss: object) -> tuple[Tensor, Tensor]:
+        return torch.tensor([self.margin]), torch.zeros(1, 1, 1, 3)
+
+
+def test_c_is_halved_between_the_largest_too_small_and_the_smallest_that_was_enough():
+    """Rounds of two steps, of which one that fools is enough, be it the first or the second."""
+    x, y = torch.full((1, 1, 1, 3), 0.5), torch.tensor([0])
+    batch, attack, found = Batch(x, y, y - 1, y, L2(9.0)), CW(steps=2, rounds=9, c=1.0, abort_early=False), []
+    state = attack.init(batch)
+    for first, second in ((-1, -1), (1, -1), (-1, -1), (-1, 1), (-1, -1), (1, 1), (0, -1)):
+        found.append(float(state.c))
+        for margin in (first, second):
+            state = attack.step(batch, state, Told(float(margin)))
+    assert found == [1.0, 10.0, 5.5, 7.75, 6.625, 7.1875, 6.90625]
+    assert float(state.c) == 7.046875  # a tie fools nobody

@@ -97,6 +97,46 @@ def test_a_row_that_gets_nowhere_is_pressed_harder(states):
     assert float(state.rho) > attack.gamma
 
 
+class Told:
+    """An observation of one row whose constraint has this value, and a gradient of ones."""
+
+    def __init__(self, g, slope):
+        self.g, self.slope = g, slope
+
+    def value_and_grad(self, loss):
+        return torch.tensor([1e-4 - self.g]), torch.full((1, 1, 4, 4), self.slope)
+
+
+def told(attack, values, slope=1.0):
+    """The states after each of these values of the constraint."""
+    x, y = torch.full((1, 1, 4, 4), 0.5), torch.tensor([0])
+    batch, found = Batch(x, y, y - 1, y, LIMIT), []
+    state = attack.init(batch)
+    for g in values:
+        state = attack.step(batch, state, Told(g, slope))
+        found.append(state)
+    return found
+
+
+def test_a_check_compares_with_the_check_before():
+    """Every third step: 0.5 is less than 0.95 of 1, but not of 0.5, and no longer of 0.4."""
+    found = told(Perceptual(steps=20, check=3), [1.0, 0.9, 0.5, 0.5, 0.5, 0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4])
+    assert [float(state.rho) for state in found[2::3]] == pytest.approx([1.0, 1.2, 1.2, 1.44])
+
+
+def test_without_a_gradient_it_sets_out_in_a_random_direction():
+    (state,) = told(Perceptual(), [1.0], slope=0.0)
+    change, way = (state.x - 0.5).flatten(), noise.normal(torch.tensor([0]), (16,)).flatten()
+    assert float(torch.nn.functional.cosine_similarity(-change, way, dim=0)) > 0.99
+
+
+def test_the_multiplier_stays_below_1e12_and_above_1e_6():
+    for g, wanted in ((1.0, 1e12), (-1e3, 1e-6)):
+        found = told(Perceptual(steps=400, check=1000), [g] * 200)
+        assert float(found[-1].mu) == pytest.approx(wanted)
+        assert found[-1].x.isfinite().all()
+
+
 def test_the_scaled_margin_has_the_sign_of_the_goal():
     logits = noise.normal(torch.arange(50), (6,))
     y, target = torch.zeros(50, dtype=torch.int64), torch.arange(50) % 6

@@ -102,6 +102,18 @@ def test_what_is_projected_is_legal_and_goes_as_far_as_it_may(shape, bounds, eps
     torch.testing.assert_close(moved, share * whole, rtol=0, atol=3e-7 * (bounds[1] - bounds[0]))
 
 
+def test_who_stands_on_the_border_stays_and_who_is_out_of_bounds_comes_back():
+    x, x0 = pair((1, 12, 12), (0.0, 1.0))
+    far = threat("ssim", 2.0).distance(x, x0)
+    assert torch.equal(
+        threat("ssim", 2.0).within(x, x0, (far - 1e-7).clamp_min(0)), x
+    )  # a tenth of what the judge lets pass
+    assert not torch.equal(threat("ssim", 2.0).within(x, x0, far - 1e-5), x)
+    outside = x.clone()
+    outside[:, 0, 0, 0] = 1.5
+    assert torch.equal(threat("ssim", 2.0).project(outside, x0), outside.clamp(0, 1))
+
+
 def test_every_row_has_its_own_radius_and_does_not_hang_on_the_others():
     x, x0 = pair((1, 12, 12), (0.0, 1.0), rows=3)
     limit, radius = threat("ssim", 1.0), torch.tensor([0.01, 0.1, 2.0])
@@ -119,7 +131,8 @@ def test_samples_are_legal_different_and_reach_into_the_whole_radius(bounds):
     limit = threat("ssim", 0.2, bounds)
     draws = [limit.sample(x0, torch.arange(200), stream) for stream in (0, 1)]
     assert not torch.equal(*draws)
-    far = limit.distance(draws[0], x0)
+    far, again = (limit.distance(draw, x0) for draw in draws)
+    assert float((far - again).abs().median()) > 0.02  # a stream has a radius of its own
     assert limit.contains(draws[0], x0).all()
     assert ((far / 0.2).sort().values - torch.linspace(0, 1, 200)).abs().max() < 0.12  # uniform in distance
 
@@ -137,6 +150,7 @@ def test_it_is_reached_by_its_name_and_says_what_it_is():
     assert isinstance(limit, SSIM)
     assert limit.describe() == "ssim eps 0.05"
     assert limit.slack == 1e-6
+    assert limit.farthest(torch.zeros(1, 1, 4, 4)) == 2.0  # SSIM is at least -1
     with pytest.raises(UsageError, match="did you mean 'ssim'"):
         threat("sim", 0.1)
     with pytest.raises(UsageError, match="compares two images"):
