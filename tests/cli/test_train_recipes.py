@@ -38,6 +38,7 @@ WORDS = {
     "madry": ("madry", "--eps 0.1", f"Madry({PGD7}"),
     "trades": ("trades:beta=6", "--eps 0.1", f"TRADES({LINF}, beta=6.0"),
     "fast": ("fast:step=1,watch=8", "--eps 0.1 --attack pgd:steps=2", "Fast(attack=PGD(steps=2,"),
+    "free": ("free:replays=2", "--eps 0.1", f"Free({LINF}, replays=2, "),
     "mart": ("mart:beta=5", "--eps 0.1 --attack bim:steps=2", "MART(attack=BIM("),
     "awp": ("awp:inner=trades,gamma=0.005,steps=2", "--eps 0.1", f"AWP(inner=TRADES({LINF}, beta=1.0, steps=2"),
     "gaussian": ("gaussian:sigma=0.5", "", "Gaussian(sigma=0.5)"),
@@ -65,6 +66,21 @@ def test_every_recipe_trains(name, teacher, tmp_path):
 def test_how_far_images_are_moved_can_be_said(tmp_path):
     trained = told("--shift", 3, "--out", tmp_path / "run")
     assert json.loads(Path(str(trained["checkpoint"])).with_suffix(".json").read_text())["plan"]["shift"] == 3
+
+
+def test_images_can_be_held_back(tmp_path):
+    words = ("--recipe", "trades", "--eps", 0.1, "--hold-back", 100, "--patience", 1, "--every", 1)
+    trained = told(*words, "--out", tmp_path / "run")
+    card = json.loads(Path(str(trained["checkpoint"])).with_suffix(".json").read_text())
+    held = card["plan"]["hold_back"]["options"]
+    assert held.startswith("HoldBack(rows=100, threat=Linf(eps=0.1, bounds=(0.0, 1.0)), attack=PGD(steps=10, ")
+    assert held.endswith(", patience=1)")
+    assert [line["step"] for line in card["log"]] == [1, 2]
+    for key in ("robust_accuracy", "best_step", "cost_of_plain"):
+        assert trained[key] == card[key]
+    assert trained["robust_accuracy"] == max(line["robust"] for line in card["log"])
+    again = told(*words, "--out", tmp_path / "run")
+    assert again == trained
 
 
 def test_awp_takes_its_own_options_and_hands_on_the_rest(tmp_path):
@@ -104,6 +120,13 @@ def test_awp_takes_its_own_options_and_hands_on_the_rest(tmp_path):
         ("ibp:kappa=2 --eps 0.1", "expected kappa from 0 to 1"),
         ("crown_ibp --norm l1 --eps 1", "expected linf or l2 for the bounds of crown_ibp, got l1"),
         ("mtl_ibp:alpha=-1 --eps 0.1", "expected alpha from 0 to 1"),
+        ("free:replays=0 --eps 0.1", "expected each minibatch at least once"),
+        ("free --norm l1 --eps 1", "expected linf or l2 for the steps of free, got l1"),
+        ("free --eps 0.1 --attack fgsm", "--eps and --attack are for a recipe that takes them"),
+        ("awp:inner=free --eps 0.1", "expected a recipe that trains on points it has sought"),
+        ("madry --eps 0.1 --patience 2", "expected --hold-back with --patience"),
+        ("gaussian --hold-back 100", "expected --eps with --hold-back, and a recipe that takes it"),
+        ("madry --eps 0.1 --hold-back 5000", "expected to hold back fewer than all 1437 training images, got 5000"),
     ],
 )
 def test_what_does_not_suit_a_recipe_is_said(words, said, teacher, tmp_path):

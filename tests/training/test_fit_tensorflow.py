@@ -13,8 +13,9 @@ from sparring.attacks.pgd import PGD
 from sparring.cli.main import build as program
 from sparring.core.errors import DataError, ModelError, UsageError
 from sparring.core.model import Access
-from sparring.core.threat import Linf
+from sparring.core.threat import L2, Linf
 from sparring.data import load
+from sparring.defenses.free import Free
 from sparring.defenses.madry import Madry
 from sparring.defenses.standard import Standard
 from sparring.defenses.trades import TRADES
@@ -23,6 +24,7 @@ from sparring.models.checkpoint import open_checkpoint
 from sparring.models.keras_nets import KerasModule, convert
 from sparring.models.torch import TorchModel
 from sparring.training.fit import Settings, fit
+from sparring.training.holdback import HoldBack
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -84,6 +86,7 @@ def test_the_keras_model_gets_the_trained_weights():
 RECIPES = [
     (Standard(), 1e-5),
     (Madry(PGD(steps=2), Linf(0.1), warmup=0), 1e-5),
+    (Free(L2(0.5), replays=3, warmup=0), 1e-4),
     (TRADES(Linf(0.1), steps=2, warmup=0), 2e-2),  # takes the sign of what is near 0 where it starts
 ]
 
@@ -121,6 +124,25 @@ def test_a_stopped_training_goes_on_to_the_same_weights(digits, tmp_path):
     assert all(np.array_equal(*two) for two in zip(resumed.net.get_weights(), whole.net.get_weights(), strict=True))
     with pytest.raises(UsageError, match=r"framework|rate"):
         fit(Settings("conv", 20, rate=1e-3, framework="tensorflow"), digits, Standard(), tmp_path / "a")
+
+
+def test_the_best_weights_on_images_held_back_are_kept_after_a_stop_too(digits, tmp_path):
+    settings = Settings("conv", 16, every=4, rate=0.02, framework="tensorflow")
+    held = HoldBack(100, Linf(0.2), PGD(steps=2))
+
+    def stop(step):
+        if step == 14:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(settings, digits, Standard(), tmp_path / "a", hold_back=held, on_step=stop)
+    resumed = fit(settings, digits, Standard(), tmp_path / "a", hold_back=held)
+    whole = fit(settings, digits, Standard(), tmp_path / "b", hold_back=held)
+    assert all(np.array_equal(*two) for two in zip(resumed.net.get_weights(), whole.net.get_weights(), strict=True))
+    rows = digits.train.select(torch.arange(len(digits.train) - 100, len(digits.train)))
+    found = sparring.attack(whole.net, rows.x, rows.y, PGD(steps=2), Linf(0.2), sample=rows.ids)
+    assert found.robust_accuracy == pytest.approx(whole.card["robust_accuracy"])
+    assert whole.card["best_step"] < 16
 
 
 def told(*words):

@@ -18,6 +18,7 @@ from sparring.data import Dataset, load
 from sparring.defenses.awp import AWP
 from sparring.defenses.distillation import Distillation, Temperature
 from sparring.defenses.fast import Fast
+from sparring.defenses.free import Free
 from sparring.defenses.gaussian import Gaussian
 from sparring.defenses.label_smoothing import LabelSmoothing
 from sparring.defenses.madry import Madry
@@ -376,6 +377,7 @@ COSTS = [
     (Madry(STEPS, Linf(0.1)), K + 1, K + 1),
     (Fast(STEPS, Linf(0.1), watch=0), 2, 2),
     (Fast(STEPS, Linf(0.1), watch=PART, tolerance=1.0), 2 + (K + 2) * PART / ROWS, 2 + K * PART / ROWS),
+    (Free(Linf(0.1)), 1, 1),
     (MART(STEPS, Linf(0.1)), K + 2, K + 2),
     (TRADES(Linf(0.1), steps=K), K + 3, K + 2),  # the clean answer is asked for twice
     (AWP(Madry(STEPS, Linf(0.1))), K + 2, K + 2),

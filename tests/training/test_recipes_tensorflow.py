@@ -18,6 +18,7 @@ from sparring.defenses.awp import AWP
 from sparring.defenses.crown_ibp import CrownIBP
 from sparring.defenses.distillation import Distillation, Temperature
 from sparring.defenses.fast import Fast
+from sparring.defenses.free import Free
 from sparring.defenses.gaussian import Gaussian
 from sparring.defenses.ibp import IBP
 from sparring.defenses.label_smoothing import LabelSmoothing
@@ -50,6 +51,7 @@ RECIPES = {
     "madry": Madry(STEPS, LIMIT),
     "trades": TRADES(LIMIT, steps=2),
     "fast": Fast(STEPS, LIMIT, watch=8, tolerance=0.0),
+    "free": Free(LIMIT, replays=2),
     "mart": MART(STEPS, LIMIT),
     "awp": AWP(MART(STEPS, LIMIT), gamma=0.05),
     "gaussian": Gaussian(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ class Moment:
 
     progress: float  # from 0 at the first step to 1 at the last
     key: Tensor  # (n,) int64: a noise key for each image, fresh each step
+    carried: Tensor | None = None  # (n, c, h, w) what a `Replaying` defense handed on; None at the first step
 
 
 class Defense(Protocol):
@@ -25,4 +26,18 @@ class Defense(Protocol):
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """The scalar to descend on images `x` (n, c, h, w) with labels `y` (n,)."""
+        ...
+
+
+@runtime_checkable
+class Replaying(Defense, Protocol):
+    """A defense that trains on each minibatch several times in a row, and hands something on from step to step."""
+
+    @property
+    def replays(self) -> int:
+        """How many steps in a row see the same images."""
+        ...
+
+    def hand_on(self, x: Tensor, gradient: Tensor, moment: Moment) -> Tensor:
+        """What the next moment carries, given the gradient of the loss in `x` from the same backward pass."""
         ...

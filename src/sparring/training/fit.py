@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sparring.core import noise
-from sparring.core.defense import Defense, Moment
+from sparring.core.defense import Defense, Moment, Replaying
 from sparring.core.errors import UsageError, unknown
 from sparring.core.files import write_atomic
 from sparring.core.model import Access, Model
@@ -33,6 +33,9 @@ from sparring.models.keras_nets import KerasModule, convert
 from sparring.models.nets import build
 from sparring.models.torch import TorchModel
 from sparring.training.augment import shift
+from sparring.training.cost import PlainStep, multiple, seconds, timed
+from sparring.training.holdback import HoldBack, best
+from sparring.training.share import Share, check_shareable, crew
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,15 @@ class Line:
     step: int
     loss: float
     accuracy: float
+    robust: float | None = None  # robust accuracy on the training images held back; None: none were
 
     def __str__(self) -> str:
-        return f"Step: {self.step}, Loss: {self.loss:.6f}, Accuracy: {self.accuracy:.6f}"
+        robust = "" if self.robust is None else f", Robust: {self.robust:.6f}"
+        return f"Step: {self.step}, Loss: {self.loss:.6f}, Accuracy: {self.accuracy:.6f}{robust}"
+
+    def entry(self) -> dict[str, Any]:
+        """The line as JSON values."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ def score(model: Model, images: Images, device: str = "cpu") -> Score:
     return Score((labels == images.y).double().mean().item(), loss, labels, confidence)
 
 
-def plan(settings: Settings, data: Dataset, defense: Defense) -> dict[str, Any]:
+def plan(settings: Settings, data: Dataset, defense: Defense, hold_back: HoldBack | None = None) -> dict[str, Any]:
     """All that decides the weights, as JSON values."""
     recipe = {"name": defense.name, "version": defense.version, "options": repr(defense)}
     return {
@@ -98,6 +107,7 @@ def plan(settings: Settings, data: Dataset, defense: Defense) -> dict[str, Any]:
         "data_sha256": data.train.digest(),
         "recipe": recipe,
         "torch": torch.__version__,
+        **({"hold_back": hold_back.plan()} if hold_back else {}),
     }
 
 
@@ -107,43 +117,63 @@ def fit(
     defense: Defense,
     path: Path,
     *,
+    hold_back: HoldBack | None = None,
     device: str = "cpu",
+    devices: int = 1,
     on_step: Callable[[int], None] | None = None,
     on_line: Callable[[Line], None] | None = None,
 ) -> Checkpoint:
     """Train on `data.train`, score on `data.test`, and store the result at `path`, whose ending the framework sets.
 
     A finished checkpoint of the same plan at `path` is returned as it is, an unfinished one is taken up;
-    one of another plan is refused. `on_step` is told each step, `on_line` each line of the log.
+    one of another plan is refused. With `hold_back` the last training images are attacked at each line of the log
+    instead of trained on, and the weights of the line where most of them hold are the result. With `devices` so many
+    processes share every minibatch (on CUDA each on a device of its own), to the same weights up to rounding.
+    `on_step` is told each step, `on_line` each line of the log.
     """
     path = path.with_suffix(SUFFIXES[settings.framework])
-    wanted, say = plan(settings, data, defense), on_line or (lambda line: None)
+    wanted, say = plan(settings, data, defense, hold_back), on_line or (lambda line: None)
     if path.is_file() and path.with_suffix(".json").is_file():
         done = open_checkpoint(path)
         check_same(path, wanted, done.card["plan"])
         for entry in done.card["log"]:
             say(Line(**entry))
         return _moved(done, device)
-    run = _Run(settings, data, defense, path, device, wanted)
-    log = run.resume()
-    for line in log:
-        say(line)
-    started = time.monotonic()
-    for step in range(run.step, settings.steps):
-        with shared_cores():
-            run.advance(step)
-        if on_step:
-            on_step(step + 1)
-        if (step + 1) % settings.every == 0 or step + 1 == settings.steps:
-            result = run.score()
-            log.append(Line(step + 1, result.loss, result.accuracy))
-            run.keep(step + 1, log, run.seconds + time.monotonic() - started)
-            say(log[-1])
-    seconds = run.seconds + time.monotonic() - started
-    net = run.net.finish() if isinstance(run.net, KerasModule) else run.net.eval()
-    checkpoint = store(path, net, run.card(log, seconds))
+    given = (settings, data, defense, hold_back, path, device, wanted)
+    rows = len(data.train) - (hold_back.rows if hold_back else 0)
+    check_shareable(devices, min(settings.batch_size, rows), defense, settings.framework, device)
+    with crew(devices, device, _help, *given) as share:
+        run = _Run(share, *given)
+        run.resume()
+        for line in run.log:
+            say(line)
+        _train(run, on_step or (lambda step: None), say)
+    checkpoint = store(path, run.finish(), run.card())
     run.partial.unlink(missing_ok=True)
     return _moved(checkpoint, device)
+
+
+def _train(run: _Run, on_step: Callable[[int], None], say: Callable[[Line], None]) -> None:
+    """All steps that are left; the first process alone looks at the net and writes."""
+    started, before, over = time.monotonic(), run.seconds, run.over()
+    while run.step < run.settings.steps and not over:
+        with shared_cores():
+            run.advance()
+        on_step(run.step)
+        if run.step % run.settings.every == 0 or run.step == run.settings.steps:
+            if run.share.rank == 0:
+                run.write_line()
+                run.seconds = before + time.monotonic() - started
+                run.keep()
+                say(run.log[-1])
+            over = run.share.agree(run.over(), run.device)
+
+
+def _help(share: Share, *given: Any) -> None:
+    """The work of a process that is not the first."""
+    run = _Run(share, *given)
+    run.resume()
+    _train(run, lambda step: None, lambda line: None)
 
 
 def _moved(checkpoint: Checkpoint, device: str) -> Checkpoint:
@@ -156,71 +186,129 @@ class _Run:
 
     def __init__(
         self,
+        share: Share,
         settings: Settings,
         data: Dataset,
         defense: Defense,
+        hold_back: HoldBack | None,
         path: Path,
         device: str,
         wanted: dict[str, Any],
     ) -> None:
-        train = data.train
-        self.settings, self.data, self.defense, self.path = settings, data, defense, path
-        self.wanted, self.device = wanted, device
+        self.data, self.held = hold_back.split(data) if hold_back else (data, data.train)
+        train = self.data.train
+        self.settings, self.defense, self.hold_back = settings, defense, hold_back
+        self.replaying = defense if isinstance(defense, Replaying) else None
+        self.share, self.wanted, self.device = share, wanted, share.device(device)
         net = build(settings.net, train.x.shape[1:], len(train.classes), settings.seed)
         if settings.framework == "torch":
-            self.net: nn.Module = net.to(device).train()
+            self.net: nn.Module = net.to(self.device).train()
         else:
-            self.net = KerasModule(convert(net, train.x.shape[1:]), train.x.shape[1:]).to(device).train()
+            self.net = KerasModule(convert(net, train.x.shape[1:]), train.x.shape[1:]).to(self.device).train()
         self.optimiser = torch.optim.Adam(self.net.parameters(), lr=settings.rate)
+        self.plain = PlainStep(self.net)
         self.partial = path.with_suffix(".partial")
         self.size = min(settings.batch_size, len(train))
         self.step, self.seconds = 0, 0.0
+        self.log: list[Line] = []
+        self.ratios: list[float] = []  # of the time of a step and of a plain one, where both were taken
+        self.carried: Tensor | None = None
+        self.best: dict[str, Tensor] = {}  # the weights of the best line so far, if images are held back
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
-    def _rows(self, step: int) -> Tensor:
-        epoch, place = divmod(step, len(self.data.train) // self.size)
+    def _rows(self, shown: int) -> Tensor:
+        epoch, place = divmod(shown, len(self.data.train) // self.size)
         if epoch != self._epoch:
             mixed = torch.Generator().manual_seed(1_000_003 * self.settings.seed + epoch)
             self._epoch, self._order = epoch, torch.randperm(len(self.data.train), generator=mixed)
         return self._order[place * self.size : (place + 1) * self.size]
 
-    def advance(self, step: int) -> None:
-        """Take one step."""
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The images of this step, their labels and noise keys."""
         settings, train = self.settings, self.data.train
-        progress = step / settings.steps
+        shown = self.step // self.replaying.replays if self.replaying else self.step
+        rows = self.share.of(self._rows(shown))
+        ids = train.ids[rows].to(self.device)
+        key = noise.keys(settings.seed, ids, torch.full_like(ids, shown))
+        x, y = train.x[rows].to(self.device), train.y[rows].to(self.device)
+        return shift(x, key, settings.shift if min(x.shape[2:]) >= 16 else 0), y, key
+
+    def advance(self) -> None:
+        """Take one step, and now and then time it beside a plain one."""
+        if timed(self.step, self.settings.steps):
+            plain = seconds(lambda: self.plain.take(*self._batch()[:2]), self.device)
+            self.ratios.append(seconds(self._descend, self.device) / plain)
+        else:
+            self._descend()
+        self.step += 1
+
+    def _descend(self) -> None:
+        settings, progress = self.settings, self.step / self.settings.steps
         rate = settings.rate * (
-            min(1.0, (step + 1) / (0.2 * settings.steps)) if progress < 0.2 else (1 - progress) / 0.8
+            min(1.0, (self.step + 1) / (0.2 * settings.steps)) if progress < 0.2 else (1 - progress) / 0.8
         )
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        rows = self._rows(step)
-        ids = train.ids[rows].to(self.device)
-        key = noise.keys(settings.seed, ids, torch.full_like(ids, step))
-        x, y = train.x[rows].to(self.device), train.y[rows].to(self.device)
-        x = shift(x, key, settings.shift if min(x.shape[2:]) >= 16 else 0)
+        x, y, key = self._batch()
+        moment = Moment(progress, key, self.carried)
+        x.requires_grad_(self.replaying is not None)
         self.optimiser.zero_grad()
-        self.defense.loss(self.net, x, y, Moment(progress, key)).backward()  # type: ignore[no-untyped-call]  # torch
+        self.defense.loss(self.net, x, y, moment).backward()  # type: ignore[no-untyped-call]  # torch
+        if self.replaying and x.grad is not None:
+            self.carried = self.replaying.hand_on(x.detach(), x.grad, moment)
+        self.share.average(self.net.parameters(), len(x) / self.size)
         self.optimiser.step()
 
-    def score(self) -> Score:
-        """How the net does on the test images."""
-        result = score(TorchModel(self.net.eval()), self.data.test, self.device)
+    def write_line(self) -> None:
+        """Add a line to the log: how the net does on the test images, and on those held back."""
+        model = TorchModel(self.net.eval())
+        result, robust = score(model, self.data.test, self.device), None
+        if self.hold_back:
+            robust = self.hold_back.robust_accuracy(model, self.held, self.settings.seed, self.device)
         self.net.train()
-        return result
+        self.log.append(Line(self.step, result.loss, result.accuracy, robust))
+        if self.hold_back and self._best() is self.log[-1]:
+            self.best = {name: tensor.detach().clone() for name, tensor in self.net.state_dict().items()}
 
-    def keep(self, step: int, log: list[Line], seconds: float) -> None:
+    def _robust(self) -> list[float]:
+        return [line.robust for line in self.log if line.robust is not None]
+
+    def _best(self) -> Line:
+        """The line whose weights are the result."""
+        return self.log[best(self._robust()) if self.hold_back else -1]
+
+    def over(self) -> bool:
+        """Has the training had no gain for so long that it is to end?"""
+        return self.hold_back is not None and self.hold_back.over(self._robust())
+
+    def finish(self) -> Any:
+        """The trained net, with the best weights."""
+        if self.best:
+            self.net.load_state_dict(self.best)
+        return self.net.finish() if isinstance(self.net, KerasModule) else self.net.eval()
+
+    def keep(self) -> None:
         """Store all that the next step needs."""
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        if self.carried is not None:
+            tensors["carried"] = self.carried
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{k}": v for k, v in state.items()}
-        note = {"plan": self.wanted, "step": step, "seconds": seconds, "log": [asdict(line) for line in log]}
+        note = {
+            "plan": self.wanted,
+            "step": self.step,
+            "seconds": self.seconds,
+            "log": [line.entry() for line in self.log],
+            "ratios": self.ratios,
+        }
         held = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         write_atomic(self.partial, save(held, {"note": json.dumps(note)}))
 
-    def resume(self) -> list[Line]:
-        """Take up what `keep` stored, if it is there; returns the log so far."""
+    def resume(self) -> None:
+        """Take up what `keep` stored, if it is there."""
         if not self.partial.is_file():
-            return []
+            return
         try:
             with safe_open(self.partial, framework="pt") as file:
                 note = json.loads(file.metadata()["note"])
@@ -229,6 +317,8 @@ class _Run:
             raise UsageError(f"{self.partial}: damaged ({error}); remove it to start anew") from error
         check_same(self.partial, self.wanted, note["plan"])
         self.net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
+        self.best = {k[5:]: v.to(self.device) for k, v in tensors.items() if k.startswith("best.")}
+        self.carried = tensors["carried"].to(self.device) if "carried" in tensors else None
         frame = self.optimiser.state_dict()
         frame["state"] = {}
         for name, tensor in tensors.items():
@@ -236,12 +326,13 @@ class _Run:
                 _, index, key = name.split(".")
                 frame["state"].setdefault(int(index), {})[key] = tensor
         self.optimiser.load_state_dict(frame)
-        self.step, self.seconds = note["step"], note["seconds"]
-        return [Line(**entry) for entry in note["log"]]
+        self.step, self.seconds, self.ratios = note["step"], note["seconds"], note.get("ratios", [])
+        self.log = [Line(**entry) for entry in note["log"]]
 
-    def card(self, log: list[Line], seconds: float) -> dict[str, Any]:
+    def card(self) -> dict[str, Any]:
         """What the finished weights are."""
-        train = self.data.train
+        train, line = self.data.train, self._best()
+        held = {"robust_accuracy": line.robust, "best_step": line.step} if self.hold_back else {}
         return {
             "schema": 1,
             "net": self.settings.net,
@@ -250,10 +341,13 @@ class _Run:
             "classes": len(train.classes),
             "parameters": sum(p.numel() for p in self.net.parameters()),
             "data": self.data.name,
-            "accuracy": log[-1].accuracy,
-            "loss": log[-1].loss,
-            "steps": self.settings.steps,
-            "seconds": round(seconds, 3),
+            "accuracy": line.accuracy,
+            "loss": line.loss,
+            **held,
+            "steps": self.log[-1].step,
+            "seconds": round(self.seconds, 3),
+            "cost_of_plain": multiple(self.ratios),
+            "devices": self.share.world,
             "seed": self.settings.seed,
             "plan": self.wanted,
             "versions": {
@@ -262,5 +356,5 @@ class _Run:
                 "python": platform.python_version(),
                 **(self.net.versions if isinstance(self.net, KerasModule) else {}),
             },
-            "log": [asdict(line) for line in log],
+            "log": [line.entry() for line in self.log],
         }

@@ -22,10 +22,14 @@ from sparring.demo.train import figures_of, tiles
 from sparring.models.checkpoint import Checkpoint, open_checkpoint
 from sparring.models.wrap import wrap
 from sparring.training.fit import Settings, fit, score
+from sparring.training.holdback import HoldBack
 
 _DEFAULT_ATTACK = "pgd:steps=7"
+_HELD_BACK_ATTACK = "pgd:steps=10"
+_HOLD_BACK = "Attack the last N training images instead of training on them; keep the weights that hold best."
+_PATIENCE = "With --hold-back, end after N lines of the log without gain."
 _RECIPES = (
-    "standard, madry, trades, mart, fast, awp:inner=madry, ibp, crown_ibp, mtl_ibp, gaussian, label_smoothing, "
+    "standard, madry, trades, mart, fast, free, awp:inner=madry, ibp, crown_ibp, mtl_ibp, gaussian, label_smoothing, "
     "temperature, distillation:teacher=PATH; with options, such as trades:beta=6. See `sparring ls`."
 )
 
@@ -44,25 +48,30 @@ def command(
     attack: Annotated[
         str, typer.Option("--attack", help="What madry, mart, fast, awp and mtl_ibp train against.")
     ] = _DEFAULT_ATTACK,
+    hold_back: Annotated[int | None, typer.Option("--hold-back", min=1, help=_HOLD_BACK)] = None,
+    patience: Annotated[int | None, typer.Option("--patience", min=1, help=_PATIENCE)] = None,
+    every: Annotated[int, typer.Option("--every", min=1, help="Steps between two lines.")] = Settings.every,
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
     framework: options.Framework = "torch",
     device: options.DeviceName = "auto",
+    devices: Annotated[int, typer.Option("--devices", min=1, help="Processes that share every minibatch.")] = 1,
     out: options.Out = None,
     json: options.Json = False,
 ) -> None:
     """Train a net; again with the same --out, take up a training that was killed."""
     show, where = Show(json), options.device(device)
-    defense = _defense(recipe, norm, eps, attack)
+    defense, held = _defense(recipe, norm, eps, attack), _held(hold_back, patience, norm, eps)
     dataset = load(data or "digits", data_dir, on_status=show.say)
     dataset = Dataset(dataset.name, dataset.train.take(limit), dataset.test)
-    length = _steps(steps, epochs, len(dataset.train), batch_size)
-    settings = Settings(net, length, batch_size, rate, shift=shift, seed=seed, framework=framework)
+    rows = len(held.split(dataset)[0].train if held else dataset.train)
+    length = _steps(steps, epochs, rows, batch_size)
+    settings = Settings(net, length, batch_size, rate, shift=shift, seed=seed, every=every, framework=framework)
     plan = {
         "data": dataset.name,
         "rows": {"train": len(dataset.train), "test": len(dataset.test)},
-        "settings": {**vars(settings), "recipe": repr(defense)},
+        "settings": {**vars(settings), "recipe": repr(defense), **({"hold_back": repr(held)} if held else {})},
         **common(dataset.test, seed, where),
     }
     run = Run.create(out, "train", plan)
@@ -72,16 +81,25 @@ def command(
             dataset,
             defense,
             run.path / net,
+            hold_back=held,
             device=where,
+            devices=devices,
             on_step=lambda step: show.tick(f"training {net}", step, settings.steps),
             on_line=lambda line: show.say(str(line)),
         )
-    card = checkpoint.card
     answers = score(wrap(checkpoint.net), dataset.test, where)
-    run.record("train", {net: figures_of(card)}, tiles(net, answers, dataset.test))
+    run.record("train", {net: figures_of(checkpoint.card)}, tiles(net, answers, dataset.test))
     run.write_result()
-    show.say(f"accuracy {percent(card['accuracy'])}, checkpoint: {checkpoint.path}")
-    said: dict[str, Any] = {key: card[key] for key in ("accuracy", "loss", "steps", "seconds")}
+    _tell(show, checkpoint, run)
+
+
+def _tell(show: Show, checkpoint: Checkpoint, run: Run) -> None:
+    """Say how the training went."""
+    card = checkpoint.card
+    robust = f", robust on the images held back {percent(card['robust_accuracy'])}" if "best_step" in card else ""
+    show.say(f"accuracy {percent(card['accuracy'])}{robust}, checkpoint: {checkpoint.path}")
+    wanted = ("accuracy", "robust_accuracy", "best_step", "loss", "steps", "seconds", "cost_of_plain")
+    said: dict[str, Any] = {key: card[key] for key in wanted if key in card}
     show.result(said | {"checkpoint": str(checkpoint.path), "run": str(run.path)})
 
 
@@ -115,6 +133,19 @@ def _defense(recipe: str, norm: str, eps: float | None, attack: str) -> Defense:
         raise UsageError(f"--norm is for a recipe that takes a threat model, not for {recipe}; try --recipe madry")
     built: Defense = catalog.build(catalog.defenses(), "recipe", name, options_)
     return built
+
+
+def _held(rows: int | None, patience: int | None, norm: str, eps: float | None) -> HoldBack | None:
+    """The training images to hold back, and what attacks them."""
+    if rows is None:
+        if patience is not None:
+            raise UsageError("expected --hold-back with --patience: the gain is measured on images held back")
+        return None
+    if eps is None:
+        raise UsageError(
+            "expected --eps with --hold-back, and a recipe that takes it; such as --recipe madry --eps 0.3"
+        )
+    return HoldBack(rows, _threat(norm, eps), _attack(_HELD_BACK_ATTACK, norm), patience)
 
 
 def _around(name: str, given: dict[str, str], takes: list[str], norm: str, eps: float | None, attack: str) -> Defense:
