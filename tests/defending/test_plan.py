@@ -165,7 +165,17 @@ def test_recipes_get_what_the_run_has():
 
 @pytest.mark.parametrize("name", sorted(catalog.defenses()))
 def test_every_recipe_of_the_catalogue_can_be_asked_for(name):
-    check(f"{name}:inner=madry" if name == "awp" else name, Linf(0.1))
+    text, threat = f"{name}:inner=madry" if name == "awp" else name, Linf(0.1)
+    check(text, threat)
+
+    def teach(wanted):
+        raise UsageError("taught")
+
+    if name == "distillation":
+        with pytest.raises(UsageError, match="taught"):
+            recipe(text, threat, teach)
+    else:
+        assert recipe(text, threat, teach).name == name
 
 
 @pytest.mark.parametrize("name", sorted(catalog.guards()))

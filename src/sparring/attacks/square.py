@@ -188,7 +188,7 @@ def _bumps(places: Tensor, side: Tensor, split: Tensor) -> tuple[Tensor, Tensor]
     first = places < side / 2
     middle = torch.where(first, side / 4, 3 * side / 4) - 0.5
     away = torch.where(split, (places - middle).abs() * 2, (places - (side - 1) / 2).abs())
-    return away, torch.where(split & ~(first | (side < 2)), -1.0, 1.0)
+    return away, torch.where(split & ~first, -1.0, 1.0)
 
 
 def _power(batch: Batch) -> float:

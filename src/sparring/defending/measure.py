@@ -61,7 +61,12 @@ class Measured:
     @property
     def certified(self) -> Tensor:
         """(n,) bool: rows that are proved robust."""
-        return self.held & torch.tensor([verdict is Verdict.CERTIFIED for verdict in self.verdicts])
+        return self.held & self.proved
+
+    @property
+    def proved(self) -> Tensor:
+        """(n,) bool: rows that the audit certified; one that is not held contradicts its proof."""
+        return torch.tensor([verdict is Verdict.CERTIFIED for verdict in self.verdicts])
 
     def missed(self) -> dict[str, int]:
         """Rows that the adaptive attack left and something simpler broke, by what that was."""

@@ -13,7 +13,6 @@ from sparring.auditing.intervals import clopper_pearson
 from sparring.auditing.masking import ZERO_GRADIENT
 from sparring.core.model import Access
 from sparring.core.showing import percent, rounded
-from sparring.core.verdict import Verdict
 from sparring.data.images import Images
 from sparring.defending.bench import Bench
 from sparring.defending.deployed import CARRIED, NAIVE
@@ -131,16 +130,12 @@ def signs(measured: Measured) -> list[str]:
         for name, count in measured.missed().items()
         if count
     ]
-    broken_proofs = int((_certified_by_audit(measured) & ~measured.held).sum())
+    broken_proofs = int((measured.proved & ~measured.held).sum())
     if broken_proofs:
         found.append(f"proof_contradicted: {broken_proofs} rows that were proved robust are broken; report this")
     if (why := measured.labels["why_not"]) is not None and measured.labels["attack"] is not None:
         found.append(f"labels_not_tried: {why}")
     return found
-
-
-def _certified_by_audit(measured: Measured) -> Tensor:
-    return torch.tensor([verdict is Verdict.CERTIFIED for verdict in measured.verdicts])
 
 
 def tried(measured: Measured) -> list[dict[str, Any]]:
