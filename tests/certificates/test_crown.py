@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from sparring.certificates import windows
+from sparring.certificates import pulling, windows
 from sparring.certificates.alpha import ascend
 from sparring.certificates.ascent import Ascent
 from sparring.certificates.bounds import bounds
@@ -18,6 +20,7 @@ from sparring.certificates.pulling import pull
 from sparring.certificates.region import region
 from sparring.core.errors import ModelError
 from sparring.core.threat import L2, Linf
+from sparring.models.nets import build
 from sparring.models.torch import TorchModel
 
 
@@ -206,6 +209,27 @@ def test_gradients_of_the_bounds_are_those_of_finite_differences(kind, method, m
                 p.add_(sign * step * w)
             ends.append(value())
     assert slope.item() == pytest.approx(((ends[0] - ends[1]) / (2 * step)).item(), rel=1e-3)
+
+
+def test_a_proof_pauses_before_every_pull(monkeypatch):
+    pulls, paused = [0], [0]
+
+    def counted(original):
+        def one(*given, **options):
+            pulls[0] += 1
+            return original(*given, **options)
+
+        return one
+
+    def pause():
+        paused[0] += 1
+
+    monkeypatch.setattr(pulling, "linear", counted(pulling.linear))
+    monkeypatch.setattr(windows, "_pull", counted(windows._pull))
+    traced = replace(trace(TorchModel(build("conv", (1, 28, 28), 4).eval()), (1, 28, 28)), pause=pause)
+    x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    crown(traced.graph(), region(Linf(0.05), x))
+    assert paused[0] == pulls[0] > 2
 
 
 def test_a_question_nobody_can_answer_from_the_image_is_a_constant(make, images, graph_of):
