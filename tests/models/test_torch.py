@@ -91,9 +91,9 @@ def test_our_networks_fit_images_of_any_size_and_their_seed(name, shape):
         assert not torch.equal(one, three)
 
 
-@pytest.mark.parametrize("name", ["conv", "contrast_conv"])
-def test_a_known_size(name):
-    assert sum(p.numel() for p in nets.build(name, (1, 28, 28), 10).parameters()) == 166_406
+@pytest.mark.parametrize(("name", "size"), [("conv", 166_406), ("contrast_conv", 166_406), ("wide_conv", 436_202)])
+def test_a_known_size(name, size):
+    assert sum(p.numel() for p in nets.build(name, (1, 28, 28), 10).parameters()) == size
 
 
 def test_contrast_is_stretched_and_clipped_before_conv():
