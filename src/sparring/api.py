@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +21,8 @@ from sparring.engine.loop import run
 from sparring.engine.outcome import Outcome
 from sparring.models.checkpoint import Checkpoint
 from sparring.models.wrap import wrap
-from sparring.training.fit import Settings, fit
+from sparring.training.fit import Line, Settings, fit
+from sparring.training.holdback import HoldBack
 
 
 def train(
@@ -31,18 +33,32 @@ def train(
     defense: Defense | None = None,
     seed: int = 0,
     path: Path | str | None = None,
+    hold_back: HoldBack | None = None,
+    device: str = "cpu",
+    devices: int = 1,
+    on_line: Callable[[Line], None] | None = None,
     **settings: Any,
 ) -> Checkpoint:
-    """Train `net` ("dense" or "conv") on `data`; stored at `path` if one is given.
+    """Train the net called `net`, such as "dense" or "conv", on `data`; stored at `path` if one is given.
 
     `defense` is how to train (default: plainly); `settings` are the other fields of `Settings`, such as
     `framework="tensorflow"`, with which the result is a Keras model, stored as .keras instead of .safetensors.
+    `hold_back` says which training images are attacked as it goes on, to keep the best weights and, with its
+    `patience`, to end early. With `devices` so many processes on `device` share every minibatch. `on_line` is told
+    each line of the log. The same call with the same `path` goes on where a training was cut short.
     """
     chosen = Settings(net, steps, seed=seed, **settings)
-    if path is not None:
-        return fit(chosen, data, defense or Standard(), Path(path))
     with TemporaryDirectory() as folder:
-        return fit(chosen, data, defense or Standard(), Path(folder) / net)
+        return fit(
+            chosen,
+            data,
+            defense or Standard(),
+            Path(folder) / net if path is None else Path(path),
+            hold_back=hold_back,
+            device=device,
+            devices=devices,
+            on_line=on_line,
+        )
 
 
 def attack(

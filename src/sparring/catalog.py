@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
@@ -101,10 +102,35 @@ def attack(text: str, **options: Any) -> Any:
     return build(attacks(), "attack", name, {**given, **options})
 
 
-def defense(text: str, **options: Any) -> Any:
-    """The defense that `text` describes, such as `madry:eps=0.3`."""
+@dataclass(frozen=True)
+class Supply:
+    """Where the value of a recipe's option comes from, if not from its words."""
+
+    make: Callable[[str, Mapping[str, str]], Any]  # given the recipe's name and its options in words
+    refusal: str | None = None  # of a value in words, with {name}, {key} and {value}; None: `make` may use it
+
+
+def recipe(text: str, supplies: Mapping[str, Supply]) -> Any:
+    """The recipe that `text` describes, such as `madry:warmup=0.2` or `awp:inner=madry,warmup=0.2`.
+
+    `supplies` has, by option, what a run gives to every recipe that takes it, such as its threat model. What is no
+    option of a recipe around another goes to the inner one.
+    """
     name, given = parse(text)
-    return build(defenses(), "defense", name, {**given, **options})
+    takes = options("recipe", defenses(), name)
+    chosen: dict[str, Any] = dict(given)
+    if "inner" in takes:
+        if "inner" not in given:
+            raise UsageError(f"expected the recipe that {name} is around, such as {name}:inner=madry")
+        rest = ",".join(f"{key}={value}" for key, value in given.items() if key not in takes)
+        inner = recipe(f"{given['inner']}:{rest}", supplies)
+        chosen = {key: value for key, value in given.items() if key in takes} | {"inner": inner}
+    for key, supply in supplies.items():
+        if key in takes:
+            if key in given and supply.refusal:
+                raise UsageError(supply.refusal.format(name=name, key=key, value=given[key]))
+            chosen[key] = supply.make(name, given)
+    return build(defenses(), "recipe", name, chosen)
 
 
 def guard(text: str, **options: Any) -> Any:

@@ -106,7 +106,7 @@ def test_awp_takes_its_own_options_and_hands_on_the_rest(tmp_path):
         ("madry --eps 3 --norm l0", "got pgd, which works in linf, l2, l1"),
         ("mart --eps 1 --norm l2 --attack fooling", "got fooling, which works towards a class only"),
         ("trades --norm unbounded", "expected a norm with a radius"),
-        ("awp --eps 0.1", "expected the recipe that awp is around, such as --recipe awp:inner=madry"),
+        ("awp --eps 0.1", "expected the recipe that awp is around, such as awp:inner=madry"),
         ("awp:inner=standard", "expected a recipe that trains on points it has sought"),
         ("awp:inner=mdary --eps 0.1", "did you mean 'madry'"),
         ("awp:inner=madry,beta=6 --eps 0.1", "unknown option of madry 'beta'"),

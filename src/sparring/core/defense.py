@@ -30,6 +30,16 @@ class Defense(Protocol):
 
 
 @runtime_checkable
+class Whole(Protocol):
+    """What a defense claims if its loss looks at the minibatch as a whole; without it, it is a mean over images."""
+
+    @property
+    def whole(self) -> bool:
+        """Would the mean of the losses of a minibatch's parts train to other weights?"""
+        ...
+
+
+@runtime_checkable
 class Replaying(Defense, Protocol):
     """A defense that trains on each minibatch several times in a row, and hands something on from step to step."""
 

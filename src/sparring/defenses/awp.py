@@ -43,6 +43,7 @@ class AWP:
     name: ClassVar[str] = "awp"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "Wu et al. 2020, arXiv:2004.05884"
+    whole: ClassVar[bool] = True  # the weights are moved once, by the gradient of all images
 
     def __post_init__(self) -> None:
         """Refuse what can be no size, and a recipe without points to hold still."""

@@ -49,6 +49,11 @@ class Fast:
                 f"got {self.step}, {self.watch} and {self.tolerance}"
             )
 
+    @property
+    def whole(self) -> bool:
+        """With the watch on, a few images decide for all."""
+        return self.watch > 0
+
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """Mean cross-entropy at the points found."""
         return self.cost(net, x, y, self.points(net, x, y, moment))

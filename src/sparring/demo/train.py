@@ -45,7 +45,10 @@ def tell(stage: Stage) -> None:
 
 def figures_of(card: dict[str, Any]) -> dict[str, Any]:
     """What the report says of a training."""
-    return {key: card[key] for key in ("parameters", "steps", "accuracy", "loss", "seconds", "log")}
+    wanted = ("parameters", "steps", "accuracy", "loss", "robust_accuracy", "best_step", "seconds", "log")
+    plain = card["plan"]["recipe"]["name"] == Standard.name
+    told = wanted if plain else (*wanted, "cost_of_plain")
+    return {key: card[key] for key in told if key in card}
 
 
 def tiles(name: str, result: Score, images: Images) -> dict[str, Tensor]:

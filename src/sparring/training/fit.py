@@ -34,8 +34,9 @@ from sparring.models.nets import build
 from sparring.models.torch import TorchModel
 from sparring.training.augment import shift
 from sparring.training.cost import PlainStep, multiple, seconds, timed
+from sparring.training.crew import conclude, crew, follow, follows, processes
 from sparring.training.holdback import HoldBack, best
-from sparring.training.share import Share, check_shareable, crew
+from sparring.training.share import Share, check_shareable
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,13 @@ def fit(
     A finished checkpoint of the same plan at `path` is returned as it is, an unfinished one is taken up;
     one of another plan is refused. With `hold_back` the last training images are attacked at each line of the log
     instead of trained on, and the weights of the line where most of them hold are the result. With `devices` so many
-    processes share every minibatch (on CUDA each on a device of its own), to the same weights up to rounding.
+    processes share every minibatch (on CUDA each on a device of its own), to the same weights up to rounding; so do
+    those that torchrun started, where the first one's words count and all get its result.
     `on_step` is told each step, `on_line` each line of the log.
     """
+    if follows():
+        return _moved(follow(device), device)
+    world, here = processes(devices)
     path = path.with_suffix(SUFFIXES[settings.framework])
     wanted, say = plan(settings, data, defense, hold_back), on_line or (lambda line: None)
     if path.is_file() and path.with_suffix(".json").is_file():
@@ -138,11 +143,11 @@ def fit(
         check_same(path, wanted, done.card["plan"])
         for entry in done.card["log"]:
             say(Line(**entry))
-        return _moved(done, device)
+        return _moved(conclude(done, device), device)
     given = (settings, data, defense, hold_back, path, device, wanted)
     rows = len(data.train) - (hold_back.rows if hold_back else 0)
-    check_shareable(devices, min(settings.batch_size, rows), defense, settings.framework, device)
-    with crew(devices, device, _help, *given) as share:
+    check_shareable(world, here, min(settings.batch_size, rows), defense, settings.framework, device)
+    with crew(world, device, _help, *given) as share:
         run = _Run(share, *given)
         run.resume()
         for line in run.log:
@@ -150,7 +155,7 @@ def fit(
         _train(run, on_step or (lambda step: None), say)
     checkpoint = store(path, run.finish(), run.card())
     run.partial.unlink(missing_ok=True)
-    return _moved(checkpoint, device)
+    return _moved(conclude(checkpoint, device), device)
 
 
 def _train(run: _Run, on_step: Callable[[int], None], say: Callable[[Line], None]) -> None:
@@ -305,10 +310,10 @@ class _Run:
         held = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         write_atomic(self.partial, save(held, {"note": json.dumps(note)}))
 
-    def resume(self) -> None:
-        """Take up what `keep` stored, if it is there."""
+    def _kept(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """What `keep` stored, if it is there."""
         if not self.partial.is_file():
-            return
+            return None
         try:
             with safe_open(self.partial, framework="pt") as file:
                 note = json.loads(file.metadata()["note"])
@@ -316,6 +321,14 @@ class _Run:
         except (SafetensorError, ValueError, KeyError) as error:
             raise UsageError(f"{self.partial}: damaged ({error}); remove it to start anew") from error
         check_same(self.partial, self.wanted, note["plan"])
+        return note, tensors
+
+    def resume(self) -> None:
+        """Go on from what the first process finds stored."""
+        kept = self.share.same(self._kept() if self.share.rank == 0 else None)
+        if kept is None:
+            return
+        note, tensors = kept
         self.net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
         self.best = {k[5:]: v.to(self.device) for k, v in tensors.items() if k.startswith("best.")}
         self.carried = tensors["carried"].to(self.device) if "carried" in tensors else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +12,7 @@ import typer
 from sparring import catalog
 from sparring.auditing.plan import common
 from sparring.auditing.run import Run
+from sparring.catalog import Supply
 from sparring.cli import options
 from sparring.cli.show import Show
 from sparring.core.attack import Attack
@@ -20,13 +23,17 @@ from sparring.core.threat import Threat, threat
 from sparring.data import Dataset, load
 from sparring.demo.train import figures_of, tiles
 from sparring.models.checkpoint import Checkpoint, open_checkpoint
+from sparring.models.nets import NETS
 from sparring.models.wrap import wrap
+from sparring.training.crew import follow, follows
 from sparring.training.fit import Settings, fit, score
 from sparring.training.holdback import HoldBack
 
 _DEFAULT_ATTACK = "pgd:steps=7"
 _HELD_BACK_ATTACK = "pgd:steps=10"
 _HOLD_BACK = "Attack the last N training images instead of training on them; keep the weights that hold best."
+_DEVICES = "Processes that share every minibatch; not needed under torchrun, which starts them itself."
+_FLAG = "expected {0} for the {{key}} of {{name}}, got {{key}}={{value}}; give {0}"
 _PATIENCE = "With --hold-back, end after N lines of the log without gain."
 _RECIPES = (
     "standard, madry, trades, mart, fast, free, awp:inner=madry, ibp, crown_ibp, mtl_ibp, gaussian, label_smoothing, "
@@ -36,7 +43,7 @@ _RECIPES = (
 
 def command(
     data: options.Data = "digits",
-    net: Annotated[str, typer.Option("--net", help="dense, conv or contrast_conv.")] = "conv",
+    net: Annotated[str, typer.Option("--net", help=f"One of {', '.join(NETS)}.")] = "conv",
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="[default: 2000, or --epochs]")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", min=0.01, help="Instead of --steps.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
@@ -56,12 +63,15 @@ def command(
     seed: options.Seed = 0,
     framework: options.Framework = "torch",
     device: options.DeviceName = "auto",
-    devices: Annotated[int, typer.Option("--devices", min=1, help="Processes that share every minibatch.")] = 1,
+    devices: Annotated[int, typer.Option("--devices", min=1, help=_DEVICES)] = 1,
     out: options.Out = None,
     json: options.Json = False,
 ) -> None:
     """Train a net; again with the same --out, take up a training that was killed."""
     show, where = Show(json), options.device(device)
+    if follows():  # torchrun started this process to help the first, which alone writes and prints
+        follow(where)
+        return
     defense, held = _defense(recipe, norm, eps, attack), _held(hold_back, patience, norm, eps)
     dataset = load(data or "digits", data_dir, on_status=show.say)
     dataset = Dataset(dataset.name, dataset.train.take(limit), dataset.test)
@@ -113,26 +123,24 @@ def _steps(steps: int | None, epochs: float | None, rows: int, batch_size: int) 
 
 def _defense(recipe: str, norm: str, eps: float | None, attack: str) -> Defense:
     """The recipe that `recipe` describes, with what it needs from the other options."""
-    name, given = catalog.parse(recipe)
-    takes = catalog.options("recipe", catalog.defenses(), name)
-    if "inner" in takes:
-        return _around(name, given, takes, norm, eps, attack)
-    options_: dict[str, Any] = dict(given)
-    for key, flag in (("threat", "--norm and --eps"), ("attack", "--attack")):
-        if key in given and key in takes:
-            raise UsageError(f"expected {flag} for the {key} of {name}, got {key}={given[key]}; give {flag}")
-    if "threat" in takes:
-        options_["threat"] = _threat(norm, eps)
-    if "attack" in takes:
-        options_["attack"] = _attack(attack, norm)
-    if "teacher" in takes:
-        options_["teacher"] = _teacher(name, given)
+    supplies = {
+        "threat": Supply(lambda *_: _threat(norm, eps), _FLAG.format("--norm and --eps")),
+        "attack": Supply(lambda *_: _attack(attack, norm), _FLAG.format("--attack")),
+        "teacher": Supply(_teacher),
+    }
+    built: Defense = catalog.recipe(recipe, supplies)
+    takes = _takes(built)
     if (eps is not None and "threat" not in takes) or (attack != _DEFAULT_ATTACK and "attack" not in takes):
         raise UsageError(f"--eps and --attack are for a recipe that takes them, not for {recipe}; try --recipe madry")
     if norm != "linf" and "threat" not in takes:
         raise UsageError(f"--norm is for a recipe that takes a threat model, not for {recipe}; try --recipe madry")
-    built: Defense = catalog.build(catalog.defenses(), "recipe", name, options_)
     return built
+
+
+def _takes(recipe: Any) -> set[str]:
+    """The options of a recipe and of what it is around."""
+    own = {field.name for field in fields(recipe)}
+    return own | _takes(recipe.inner) if "inner" in own else own
 
 
 def _held(rows: int | None, patience: int | None, norm: str, eps: float | None) -> HoldBack | None:
@@ -146,17 +154,6 @@ def _held(rows: int | None, patience: int | None, norm: str, eps: float | None) 
             "expected --eps with --hold-back, and a recipe that takes it; such as --recipe madry --eps 0.3"
         )
     return HoldBack(rows, _threat(norm, eps), _attack(_HELD_BACK_ATTACK, norm), patience)
-
-
-def _around(name: str, given: dict[str, str], takes: list[str], norm: str, eps: float | None, attack: str) -> Defense:
-    """The recipe called `name` around another; what is no option of its own goes to the inner one."""
-    if "inner" not in given:
-        raise UsageError(f"expected the recipe that {name} is around, such as --recipe {name}:inner=madry")
-    rest = ",".join(f"{key}={value}" for key, value in given.items() if key not in takes)
-    inner = _defense(f"{given['inner']}:{rest}", norm, eps, attack)
-    own = {key: value for key, value in given.items() if key in takes} | {"inner": inner}
-    built: Defense = catalog.build(catalog.defenses(), "recipe", name, own)
-    return built
 
 
 def _threat(norm: str, eps: float | None) -> Threat:
@@ -173,7 +170,7 @@ def _attack(text: str, norm: str) -> Attack:
     return built
 
 
-def _teacher(name: str, given: dict[str, str]) -> Checkpoint:
+def _teacher(name: str, given: Mapping[str, str]) -> Checkpoint:
     if "teacher" not in given:
         raise UsageError(
             f"expected a teacher for {name}: train one with --recipe temperature --out TEACHER, "

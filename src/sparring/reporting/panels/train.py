@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -23,6 +24,13 @@ _LEAD = (
     "Each network learns from the training images; the figures are measured on test images it never saw. "
     "Accuracy is the share it names right. Loss is the cross-entropy, summed over the test images."
 )
+_HELD = (
+    "Robust accuracy is the share of training images held back, which it never learned from, that a short attack "
+    "does not break. The weights of the step where it is highest are kept; a stronger attack may find it lower."
+)
+_COST = "cost of a step, × plain"
+_KEPT = "the step whose weights are kept"
+_RING = "M17.5 2.2a4.8 4.8 0 1 0 .01 0z"
 
 
 def render(run: Run) -> str | None:
@@ -33,63 +41,89 @@ def render(run: Run) -> str | None:
     nets = {name: net for name, net in figures.items() if isinstance(net, dict)}
     tensors = run.tensors("train")
     learned = {name: net for name, net in nets.items() if net.get("log")}
-    parts = [paragraph(_LEAD, "lead"), _summary(nets)]
-    if learned:
-        parts.append(block("pair", _curve(learned, "accuracy"), _curve(learned, "loss")))
-    grids = [_predictions(run, name, net, tensors) for name, net in nets.items() if f"{name}_right_x" in tensors]
-    parts += [block("pair", *grids)] if grids else []
+    held = {name: net for name, net in learned.items() if any("robust" in entry for entry in net["log"])}
+    curves = {"accuracy": learned, "robust": held, "loss": learned}
+    shown = [_curve(those, what) for what, those in curves.items() if those]
+    shown += [_predictions(run, name, net, tensors) for name, net in nets.items() if f"{name}_right_x" in tensors]
+    parts = [paragraph(f"{_LEAD} {_HELD}" if held else _LEAD, "lead"), _summary(nets)]
+    parts += [block("pair", *shown)] if shown else []
     parts += [details(f"Training log: {net_name(name)}", _log(net["log"])) for name, net in learned.items()]
     return join(parts)
 
 
 def _summary(nets: Nets) -> Markup:
-    """One network a line."""
-    head = ("network", "parameters", "steps", "accuracy", "loss", "time")
-    rows = [
-        (
-            net_name(name),
-            count(net.get("parameters")),
-            count(net.get("steps")),
-            percent(net.get("accuracy"), 2),
-            number(net.get("loss"), 1),
-            duration(net.get("seconds")),
-        )
-        for name, net in nets.items()
-    ]
-    return table("The networks", head, rows)
+    """One network a line, and a column for each figure that one of them has."""
+    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "parameters": ("parameters", count),
+        "steps": ("steps", count),
+        "best_step": ("kept from step", count),
+        "accuracy": ("accuracy", lambda share: percent(share, 2)),
+        "robust_accuracy": ("robust, held back", lambda share: percent(share, 2)),
+        "loss": ("loss", lambda loss: number(loss, 1)),
+        "cost_of_plain": (_COST, lambda times: number(times, 1)),
+        "seconds": ("time", duration),
+    }
+    shown = {key: column for key, column in columns.items() if any(net.get(key) is not None for net in nets.values())}
+    rows = [(net_name(name), *(said(net.get(key)) for key, (_, said) in shown.items())) for name, net in nets.items()]
+    return table("The networks", ("network", *(head for head, _ in shown.values())), rows)
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """What a chart shows of the log."""
+
+    title: str
+    shown: Callable[[float], str]
+    axis: Callable[[Axes], None]
+
+
+_CURVES = {
+    "accuracy": _Curve("Test accuracy", percent, lambda axes: charts.percent_axis(axes, "test accuracy")),
+    "robust": _Curve(
+        "Robust accuracy, images held back", percent, lambda axes: charts.percent_axis(axes, "robust accuracy")
+    ),
+    "loss": _Curve("Test loss", number, lambda axes: charts.log_axis(axes, "y", "test loss (log scale)")),
+}
 
 
 def _curve(nets: Nets, what: str) -> Markup:
-    """Test accuracy or test loss over training steps, one line a network."""
-    shown = percent if what == "accuracy" else number
+    """A figure of the log over training steps, one line a network, with a ring where the weights are kept from."""
+    curve = _CURVES[what]
     lines = {
         name: [(entry["step"], entry[what]) for entry in net["log"] if entry.get(what) is not None]
         for name, net in nets.items()
     }
     lines = {name: points for name, points in lines.items() if points}
-    ends = [
-        f"{net_name(name)}: {shown(points[0][1])} at step {points[0][0]}, "
-        f"{shown(points[-1][1])} at step {points[-1][0]}"
-        for name, points in lines.items()
-    ]
+    kept = {
+        name: [point for point in points if point[0] == nets[name].get("best_step")] for name, points in lines.items()
+    }
 
     def draw(axes: Axes) -> None:
-        for place, points in enumerate(lines.values()):
-            charts.series(place).plot(axes, [step for step, _ in points], [value for _, value in points])
+        for place, (name, points) in enumerate(lines.items()):
+            charts.series(place).plot(axes, *zip(*points, strict=True))
+            for at in kept[name]:
+                axes.plot(*at, "o", markersize=11, markerfacecolor="none", markeredgecolor=charts.INK)
         charts.count_axis(axes, "training step")
-        if what == "accuracy":
-            charts.percent_axis(axes, "test accuracy")
-        else:
-            charts.log_axis(axes, "y", "test loss (log scale)")
+        curve.axis(axes)
 
+    def told(name: str) -> str:
+        (first, low), (last, high) = lines[name][0], lines[name][-1]
+        best = "".join(f", kept from step {step} with {curve.shown(value)}" for step, value in kept[name])
+        return f"{net_name(name)}: {curve.shown(low)} at step {first}, {curve.shown(high)} at step {last}{best}"
+
+    marks = [charts.mark(_RING, _KEPT, 1.5)] if any(kept.values()) else []
     return chart(
         Chart(
-            title=f"Test {what}",
-            alt=f"Test {what} over training steps. {'; '.join(ends)}.",
+            title=curve.title,
+            alt=f"{curve.title} over training steps. {'; '.join(map(told, lines))}.",
             svg=charts.svg(f"train-{what}", draw),
             head=("network", "step", what),
-            rows=[(net_name(name), step, shown(value)) for name, points in lines.items() for step, value in points],
-            legend=charts.legend(net_name(name) for name in lines),
+            rows=[
+                (net_name(name), f"{step}, kept" if (step, value) in kept[name] else step, curve.shown(value))
+                for name, points in lines.items()
+                for step, value in points
+            ],
+            legend=charts.legend((net_name(name) for name in lines), *marks),
         )
     )
 
@@ -135,6 +169,7 @@ def _log(log: list[Mapping[str, Any]]) -> Markup:
     lines = [
         f"Step: {entry['step']}, Loss: {entry.get('loss', float('nan')):.6f}, "
         f"Accuracy: {entry.get('accuracy', float('nan')):.6f}"
+        + (f", Robust: {entry['robust']:.6f}" if entry.get("robust") is not None else "")
         for entry in log
     ]
     return Markup('<pre tabindex="0">{}</pre>').format("\n".join(lines))
