@@ -30,14 +30,11 @@ from sparring.defenses.fast import Fast
 from sparring.defenses.free import Free
 from sparring.defenses.ibp import IBP
 from sparring.defenses.madry import Madry
-from sparring.defenses.standard import Standard
 from sparring.defenses.trades import TRADES
 from sparring.reporting import charts
 from sparring.training.fit import Settings, fit
 
-PLAIN = "plain"
 ROUTES: dict[str, Callable[[Linf], Defense]] = {
-    PLAIN: lambda threat: Standard(),
     "one step (fast)": lambda threat: Fast(PGD(steps=7), threat),
     "free": lambda threat: Free(threat),
     "PGD-7": lambda threat: Madry(PGD(steps=7), threat),
@@ -75,7 +72,7 @@ def bought(
 
 def chart(lines: list[dict[str, Any]], title: str) -> str:
     """Robust accuracy over what was spent, as an SVG file."""
-    routes = [route for route in ROUTES if route != PLAIN and any(line["route"] == route for line in lines)]
+    routes = [route for route in ROUTES if any(line["route"] == route for line in lines)]
 
     def draw(axes: Axes) -> None:
         for place, route in enumerate(routes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -173,7 +174,7 @@ def test_every_stage_is_told(found):
         assert "adaptive: sprint" in stages
         assert ("transfer: mifgsm on madry" in stages) == (row["defense"] != "madry")
         assert ("transfer: mifgsm on standard" in stages) == (row["defense"] != "undefended")
-        assert stages[-1] == "labels only: rays"
+        assert stages[-2:] == ["labels only: rays", "borrowed: images of others"]
         assert row["details"]["curve"]["eps"][0] == 0.0
 
 
@@ -206,6 +207,20 @@ def test_the_same_images_under_every_defense(found, digits_set):
         fooled = labels != y
         told = torch.tensor([one["outcome"] in ("broken", "misclassified") for one in row["details"]["images"]])
         assert torch.equal(fooled, told)
+
+
+def test_what_broke_an_image_is_the_stage_that_its_audit_has_for_it(found):
+    for row in found.rows:
+        folder = found.run / row["details"]["audit"]["run"]
+        decided = {int(one["id"]): one for one in csv.DictReader((folder / "rows.csv").read_text().splitlines())}
+        broke = {one["stage"] for one in row["details"]["tried"] if one["broke"]}
+        for one in row["details"]["images"]:
+            audited = decided[one["id"]]
+            if one["outcome"] != "broken":
+                assert one["by"] is None
+            elif audited["verdict"] == "broken":
+                assert one["by"] == f"adaptive: {audited['decided_by']}"
+            assert one["by"] is None or one["by"] in broke or one["by"].startswith("borrowed: ")
 
 
 def test_the_adaptive_attack_is_the_audit(found, part):

@@ -64,6 +64,22 @@ def test_illusion_gain_and_price_by_hand():
     assert found.price.value == pytest.approx(0.05)
 
 
+def test_what_is_less_is_not_called_more():
+    gained = judge(counts(80, 79, base=10, lost=7, won=9)).sentence
+    assert "79.0 % hold, 69.0 % (53.2 % to 78.9 %) more than undefended" in gained
+    assert gained.endswith("with a clean accuracy 2.0 % (-11.3 % to 15.0 %) higher")
+    lost = judge(counts(5, 5, base=20, given=20)).sentence
+    assert "15.0 % (-0.5 % to 29.1 %) less than undefended" in lost
+    few = judge(counts(12, 12))
+    assert few.word == BREAKS
+    assert few.sentence.endswith("more than undefended: perhaps too little to speak of")
+    assert lost.endswith("undefended: too little to speak of")
+    share = difference(10, 30, 100)
+    back = difference(30, 10, 100)
+    assert share.than("more", "less") == f"{back} less"
+    assert back.than("more", "less") == f"{back} more"
+
+
 def test_an_interval_of_a_difference_is_made_of_both_counts_at_half_the_error():
     share = difference(30, 10, 100)
     (low, high), (least, most) = clopper_pearson(30, 100, 0.975), clopper_pearson(10, 100, 0.975)

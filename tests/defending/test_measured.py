@@ -15,6 +15,7 @@ from sparring.defending.deployed import Deployed
 from sparring.defending.measure import Measured
 from sparring.defending.plan import Entry
 from sparring.defending.row import row, signs, tried
+from sparring.defending.smoothed import Claim
 from sparring.defending.workshop import Subject
 from sparring.guards.feature_squeezing import FeatureSqueezing
 from sparring.guards.smoothing import Smoothing
@@ -84,7 +85,12 @@ def test_each_sentinel_that_found_more_is_a_sign():
         "transfer_beats_adaptive",
         "label_only_beats_adaptive",
     ]
-    assert "the transfer attack broke 2 rows that the adaptive one left" in signs(made())[2]
+    said = [sign.partition(": ")[2].partition(", counted as broken")[0] for sign in signs(made())[1:]]
+    assert said == [
+        "the naive attack broke 1 row that the adaptive one left",
+        "the transfer attack broke 2 rows that the adaptive one left",
+        "the label-only attack broke 1 row that the adaptive one left",
+    ]
 
 
 def test_the_other_signs():
@@ -94,7 +100,9 @@ def test_the_other_signs():
     assert lies == "false_claim: it lies"
     assert silence.startswith("no_gradient: as deployed, 50.0 % of the rows have no gradient of the cross-entropy")
     contradicted = made(named=mask(4, 5))
-    assert any(sign.startswith("proof_contradicted: 1 rows") for sign in signs(contradicted))
+    assert any(
+        sign.startswith("proof_contradicted: the image of 1 row contradicts a proof") for sign in signs(contradicted)
+    )
     assert not contradicted.certified.any()
     unasked = made(labels={"attack": "rays", "rows": 0, "broke": 0, "why_not": "it is random"})
     assert "labels_not_tried: it is random" in signs(unasked)
@@ -119,6 +127,16 @@ def test_a_line_of_the_table():
     unproved.audit.figures["proofs"] = {"why_not": "no bounds", "methods": []}
     assert row(unproved, base, 1.0, 1.0)["certified"] is None
     assert row(unproved, base, 1.0, 1.0)["lower"] == 0.0
+
+
+def test_a_claim_of_smoothing_is_no_proof():
+    figures = {"sigma": 0.25, "alpha": 0.001, "n": 1000, "radius": 0.5, "rows": 6, "certified_accuracy": 0.5}
+    unproved = made(claim=Claim(figures, mask(2, 3, 5)))
+    unproved.audit.figures["proofs"] = {"why_not": "it is random", "methods": []}
+    line = row(unproved, made(), 1.0, 1.0)
+    assert (line["certified"], line["lower"], line["details"]["smoothed"]["fell"]) == (None, 0.0, 2)
+    assert line["details"]["intervals"] == row(made(), made(), 1.0, 1.0)["details"]["intervals"]
+    assert row(made(), made(), 1.0, 1.0)["details"]["smoothed"] is None
 
 
 def test_what_was_tried_in_turn():

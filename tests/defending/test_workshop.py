@@ -42,6 +42,7 @@ def test_a_detector_flags_one_in_twenty_of_the_images_kept(workshop):
 def test_an_ensemble_is_of_nets_of_other_seeds(workshop):
     subject = workshop.subject(Entry("ensemble", guard="ensemble"))
     assert subject.others == ("standard-1", "standard-2")
+    assert str(subject.guard) == "Ensemble(others=2 nets)"
     nets = [subject.net, *subject.guard.others]
     x = workshop.held_out.x
     with torch.no_grad():
@@ -63,19 +64,17 @@ def test_what_the_training_cost(workshop):
     def cost(entry):
         subject = workshop.subject(entry)
         for place, key in enumerate(workshop.made):
-            workshop.made[key].card["seconds"] = 10.0 * 2**place
-        return subject, workshop.cost(subject), workshop.made
+            workshop.made[key].card["cost_of_plain"] = 2.0**place
+        return subject, workshop.cost(subject)
 
-    _, plain, _ = cost(Entry("undefended"))
-    _, guarded, _ = cost(Entry("m", guard=Median(2)))
-    assert plain == guarded == 1.0
-    student, distilled, made = cost(Entry("distillation", recipe="distillation:temperature=5"))
+    assert cost(Entry("undefended"))[1] == cost(Entry("m", guard=Median(2)))[1] == 1.0
+    student, distilled = cost(Entry("distillation", recipe="distillation:temperature=5"))
+    cards = {key: one.card for key, one in workshop.made.items()}
     (teacher,) = student.others
-    assert made[teacher].card["plan"]["recipe"]["options"] == "Temperature(temperature=5.0)"
-    seconds = {key: one.card["seconds"] for key, one in made.items()}
-    assert distilled == (seconds["distillation:temperature=5"] + seconds[teacher]) / seconds["standard"]
-    together, several, made = cost(Entry("ensemble", guard="ensemble"))
-    assert several == sum(made[key].card["seconds"] for key in ("standard", *together.others)) / 10.0
+    assert cards[teacher]["plan"]["recipe"]["options"] == "Temperature(temperature=5.0)"
+    assert distilled == cards["distillation:temperature=5"]["cost_of_plain"] + cards[teacher]["cost_of_plain"]
+    together, several = cost(Entry("ensemble", guard="ensemble"))
+    assert several == sum(cards[key]["cost_of_plain"] for key in ("standard", *together.others))
 
 
 def test_every_net_is_trained_once(workshop, monkeypatch):

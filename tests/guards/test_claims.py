@@ -100,6 +100,68 @@ def test_a_users_guard_is_measured(function, truth, linear, images):
                     check_guard(guard, linear, images)
 
 
+@dataclass(frozen=True)
+class Noisy(Transform):
+    """Adds what `draw` gives, and says that it is Gaussian noise of sigma 0.2."""
+
+    draw: object
+    votes: bool = True
+    randomised: bool = True
+    differentiable: ClassVar[bool] = True
+    name: ClassVar[str] = "noisy"
+    gaussian_noise: ClassVar[float] = 0.2
+
+    def transform(self, x):
+        return x + self.draw(x)
+
+
+def test_gaussian_noise_of_ones_own_is_as_good(linear, images):
+    check_guard(Noisy(lambda x: 0.2 * torch.randn_like(x)), linear, images)
+    said = {name: made(name, linear, images).gaussian_noise for name in catalog.guards()}
+    assert said == dict.fromkeys(catalog.guards()) | {"smoothing": 0.25}
+
+
+@pytest.mark.parametrize(
+    "liar",
+    [
+        Noisy(lambda x: 0.18 * torch.randn_like(x)),
+        Noisy(lambda x: 0.2 * 12**0.5 * (torch.rand_like(x) - 0.5)),
+        Noisy(lambda x: 0.2 * torch.randn_like(x) + 0.01),
+        Noisy(lambda x: 0.2 * torch.randn_like(x[:, :, :1, :1])),
+        Noisy(lambda x: (x + 0.2 * torch.randn_like(x)).clamp(0, 1) - x),
+        Noisy(lambda x: 0.2 * torch.randn_like(x), votes=False),
+    ],
+    ids=["weaker", "uniform", "shifted", "one for all pixels", "clipped", "no vote"],
+)
+def test_what_is_no_such_noise_is_refused(liar, linear, images):
+    with pytest.raises(ModelError, match=r"noisy claims gaussian_noise = 0\.2, but is not just a vote on images"):
+        check_guard(liar, linear, images)
+
+
+class Bare(Transform):
+    """No dataclass, and says itself what it is."""
+
+    def __init__(self):
+        self.table = torch.zeros(1000)
+
+    def __repr__(self):
+        return "Bare of mine"
+
+    def transform(self, x):
+        return x
+
+
+@dataclass(frozen=True)
+class Held(Transform):
+    """Holds a net of its own."""
+
+    net: nn.Module
+    rate: float
+
+    def transform(self, x):
+        return x
+
+
 def test_straight_through_the_gradient_is_the_nets_at_the_changed_image(linear, images):
     net = nn.Sequential(linear, nn.Tanh())
     guard, v = BitDepth(2), torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
@@ -199,6 +261,23 @@ def test_a_digest_tells_guards_apart(linear):
     assert len(set(digests)) == 5
     assert digests == [digest_of(guard.judged(linear)) for guard in guards]
     assert None not in digests
+
+
+def test_nets_are_counted_where_a_guard_is_shown(linear):
+    assert str(Ensemble((linear, linear))) == "Ensemble(others=2 nets)"
+    assert repr(linear) in repr(Ensemble((linear,)))
+    assert str(Held(linear, 0.5)) == "Held(net=1 net, rate=0.5)"
+    assert str(Bare()) == repr(Bare()) == "Bare of mine"
+    assert str(FeatureSqueezing(threshold=0.123456)) == (
+        "FeatureSqueezing(threshold=0.1235, squeezers=(BitDepth(bits=1), Median(size=2)))"
+    )
+    for guard in (
+        BitDepth(2),
+        FeatureSqueezing(threshold=0.5),
+        Ensemble((linear.forward,)),
+        *map(catalog.guard, ("jpeg", "median", "energy")),
+    ):
+        assert str(guard) == repr(guard)
 
 
 def test_a_detector_says_which_rows_it_flags(images, linear):

@@ -103,6 +103,7 @@ def defense(name: str, clean: float, naive: float, adaptive: float, finding: str
             {"stage": "adaptive: round of 1", "rows": 43, "broke": 3},
             {"stage": "transfer: mifgsm on other", "rows": 90, "broke": 12},
             {"stage": "labels only: rays", "rows": 30, "broke": 0},
+            {"stage": "borrowed: images of others", "rows": 1, "broke": 1},
         ],
         "curve": curve,
         "audit": {"run": f"audits/{name}"},
@@ -130,6 +131,7 @@ def found() -> list[Figures]:
         "differentiable": False,
         "randomised": True,
         "detects": True,
+        "smoothed": {"sentence": "smoothing's certificate claims nothing here: 1 draw is too few"},
         "intervals": {"adaptive": [0.0, 0.031], "illusion": [0.61, 0.502, 0.707]},
         "images": [*proved, fact(2, "broken", "adaptive", None, 0.3)],
     }
@@ -192,6 +194,7 @@ def test_the_ranking_has_intervals_and_links(page: Page) -> None:
         "100 test images, Linf eps 0.3. Adaptive: accuracy under the attacks tried here: an upper bound",
         "The control holds here.",
         "madry holds So much of madry holds.",
+        "So much of squeezing holds. Smoothing's certificate claims nothing here: 1 draw is too few.",
     ):
         assert words in said, words
     drawn = re.findall(r"--share:([\d.]+);--low:([\d.]+);--high:([\d.]+)", page.source)
@@ -302,8 +305,10 @@ def test_a_page_tells_what_it_is_what_was_tried_and_what_broke_it(page: Page) ->
         "adaptive : broke 50 of 90 images: 40 by sprint, 5 by sprint on a sample, 5 by round of 1",
         "transfer : mifgsm on other broke 12 of 90 images",
         "labels only : rays broke none of 30 images",
+        "borrowed : images of others broke 1 of 1 image",
+        "claimed, and no proof : Smoothing's certificate claims nothing here: 1 draw is too few.",
         "no gradient : As deployed, all rows have none.",
-        "What was tried, stage by stage (8)",
+        "What was tried, stage by stage (9)",
         "adaptive: sprint on a sample 16 5 31.2 %",
         "image 12 two broken adaptive flagged 0.3",
         "image 10 zero broken naive: pgd read as 7 0.3",

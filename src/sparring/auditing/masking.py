@@ -30,6 +30,7 @@ from sparring.core.attack import Attack
 from sparring.core.batch import Batch
 from sparring.core.judge import Judge
 from sparring.core.model import Access, Model, passes
+from sparring.core.showing import number_of
 from sparring.core.threat import Linf, Threat
 from sparring.engine import width as widths
 from sparring.engine.asking import ask
@@ -346,9 +347,10 @@ def _in_the_ball(bench: _Bench, table: Tensor, blind: Tensor, clean: Tensor) -> 
 def _witness(name: str, who: str, broke: Tensor, held: Tensor, table: Tensor) -> Sign:
     """A sign whose measure is the share of all rows that `who` broke after gradients had not."""
     n, left = int(table.sum()), int(held.sum())
-    finding = f"{who} broke {int(broke.sum())} of the {left} rows (of {n}) that no gradient attack before had broken."
+    rows = number_of(left, "row")
+    finding = f"{who} broke {int(broke.sum())} of the {rows} (of {n}) that no gradient attack before had broken."
     if not left:
-        finding = f"All {n} rows had fallen to gradient attacks, so that none was left to break."
+        finding = f"No row was left to break: gradient attacks had broken all {n}."
     return _sign(name, _share(broke, table), finding)
 
 
@@ -381,7 +383,8 @@ def _loss_still_climbing(bench: _Bench, held: Tensor, clean: Tensor) -> tuple[Si
     early = torch.maximum(early, start)
     rise = ((late - early) / (late - start))[left].tolist()
     measure = math.fsum(rise) / len(rise)  # fsum rounds once, at the end: the order of the rows does not matter
-    finding = f"On {len(rise)} rows the last {LAST} of {BEFORE + LAST} steps brought {measure:.1%} of the rise."
+    rows, steps = number_of(len(rise), "row"), BEFORE + LAST
+    finding = f"On {rows} the last {LAST} of {steps} steps brought {measure:.1%} of the rise."
     return _sign("loss_still_climbing", measure, finding), gone
 
 

@@ -17,11 +17,12 @@ from sparring.auditing import cascade
 from sparring.auditing.plan import common
 from sparring.auditing.run import Run
 from sparring.core.errors import UsageError, unknown
-from sparring.core.showing import percent, table
+from sparring.core.showing import number_of, percent, table
 from sparring.core.threat import Threat
 from sparring.data.images import Dataset
 from sparring.defending import craft, measure, plan
 from sparring.defending.bench import Bench
+from sparring.defending.borrowed import borrow
 from sparring.defending.cost import inference
 from sparring.defending.finding import HOLDS
 from sparring.defending.measure import Measured
@@ -32,7 +33,7 @@ from sparring.training.fit import Settings
 
 SECTION = "defenses"
 PROFILES = ("quick", "standard")
-VERSION = 1  # raised whenever what is tried changes
+VERSION = 2  # raised whenever what is tried changes
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Defended:
     def _repr_html_(self) -> str:
         head = ("defense", "clean", "naive → adaptive", "at least", "training", "inference", "finding", "signs")
         lines = [(*cells(one), len(one["signs"])) for one in self.rows]
-        title = f"{len(lines)} defenses, {self.figures['threat']}, {self.figures['rows']} images"
+        title = f"{len(lines)} defenses, {self.figures['threat']}, {number_of(self.figures['rows'], 'image')}"
         return table(title, head, lines, " ".join(self.figures["warnings"]))
 
 
@@ -126,7 +127,10 @@ def defend(
             for key, made in workshop.made.items()
         }
         bench = Bench(run, images, threat, profile, seed, draws, device, crafted, tell)
-        found = [_told(measure.measure(bench, subject), say) for subject in subjects]
+        found = borrow(bench, [_told(measure.measure(bench, subject), say) for subject in subjects])
+        for one in (one for one in found if one.missed()["borrowed"]):
+            name, fell = one.subject.entry.name, number_of(one.missed()["borrowed"], "row")
+            say(f"{name}: {fell} less, to what broke {', '.join(one.borrowed.lenders if one.borrowed else ())}")
         result = Defended(run.path, _conclude(bench, found, workshop))
         weakref.finalize(result, undo.pop_all().close)  # what is temporary lasts as long as the result
     return result

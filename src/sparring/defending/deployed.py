@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from sparring.core import noise
-from sparring.core.batch import Batch
 from sparring.core.errors import ModelError
-from sparring.core.judge import Judge
 from sparring.core.model import Model
 from sparring.defending import craft
 from sparring.defending.bench import Bench
 from sparring.defending.workshop import Subject
 from sparring.engine import width as widths
-from sparring.engine.replay import replay
 from sparring.guards.check import check_guard
 
 LOOKED_AT = 64  # rows on which claims and gradients are looked at
@@ -58,12 +55,11 @@ def _look(bench: Bench, subject: Subject, judged: Model) -> tuple[dict[str, Any]
     """The untouched images and all points made elsewhere, one query each; claims and gradients on a few rows."""
     x, y, ids = bench.to(bench.images.x), bench.to(bench.images.y), bench.to(bench.images.ids)
     key = noise.keys(bench.seed, ids, torch.zeros_like(ids))
-    rows, width = Batch(x, y, torch.full_like(y, -1), key, bench.threat), widths.automatic(x[0])
-    clean = replay(judged, Judge(), rows, x, width)
+    clean = bench.judge(judged, x)
     right = (~clean.hit & (clean.label >= 0)).cpu()
     masks = {"right": right, "said": clean.label.cpu()}
     for name, points in _points(bench, subject).items():
-        masks[f"{_FELL}{name}"] = replay(judged, Judge(), rows, bench.to(points), width).hit.cpu()
+        masks[f"{_FELL}{name}"] = bench.judge(judged, points).hit.cpu()
     few = right.nonzero().squeeze(1)
     few = few[torch.linspace(0, len(few) - 1, min(LOOKED_AT, len(few))).long()] if len(few) else few
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):

@@ -45,6 +45,10 @@ class Share:
     def __str__(self) -> str:
         return f"{percent(self.value, 1)} ({percent(self.low, 1)} to {percent(self.high, 1)})"
 
+    def than(self, more: str, less: str) -> str:
+        """Such as `2.5 % (-1.0 % to 6.0 %) more`; of a share below 0 the other way round, with `less`."""
+        return f"{self} {more}" if self.value >= 0 else f"{Share(-self.value, -self.high, -self.low)} {less}"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -99,11 +103,10 @@ def _sentence(word: str, counts: Counts, illusion: Share, gain: Share, price: Sh
     naive, adaptive = percent(counts.naive / rows, 1), percent(counts.adaptive / rows, 1)
     if word == REFERENCE:
         return f"{naive} hold against the naive attack, {adaptive} against all; the others are measured against this"
+    given = f"{gain.than('more', 'less')} than undefended"
     if word == HIDES:
-        return f"{naive} seem to hold and {adaptive} do: {illusion} fall only to who knows of it; it gives {gain}"
-    more = f"{adaptive} hold, {gain} more than undefended (naively {naive})"
-    if word == HOLDS:
-        return f"{more}, for a clean accuracy {price} lower"
+        return f"{naive} seem to hold and {adaptive} do: {illusion} fall only to who knows of it; it gives {given}"
     if word == BREAKS:
-        return f"{adaptive} hold (naively {naive}), {gain} more than undefended: too little to speak of"
-    return f"{more}, while the clean accuracy is {price} lower"
+        why = "too little to speak of" if gain.value <= MATTERS else "perhaps too little to speak of"
+        return f"{adaptive} hold (naively {naive}), {given}: {why}"
+    return f"{adaptive} hold, {given} (naively {naive}), with a clean accuracy {price.than('lower', 'higher')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,14 +13,17 @@ from torch import Tensor
 from sparring import catalog
 from sparring.auditing import curve
 from sparring.auditing.audit import Audit, audit
+from sparring.auditing.evidence import Evidence
 from sparring.auditing.hunt import Front, Setting
 from sparring.auditing.run import Run
+from sparring.auditing.standing import Standing
 from sparring.auditing.victim import meet
 from sparring.core.errors import AttackError, ModelError
 from sparring.core.model import Model
 from sparring.core.verdict import Verdict
 from sparring.defending.bench import Bench
 from sparring.defending.deployed import CARRIED, NAIVE, Deployed, deployed
+from sparring.defending.smoothed import Claim, claim
 from sparring.defending.workshop import Subject, Tell
 from sparring.engine import width as widths
 from sparring.engine.loop import run as play
@@ -27,6 +31,26 @@ from sparring.engine.loop import run as play
 LABELS = {"linf": "rays", "l2": "hopskipjump"}  # the attack that sees labels only, by norm; L1 has none here
 ASKED = 32  # rows that it meets, of those that everything else has left
 QUERIES = 500  # of each of them
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """What came of the images that broke other defenses, on the rows that everything else had left."""
+
+    names: Sequence[str]  # of all defenses, in order
+    met: Tensor  # (n,) int64: how many others had an image of the row to lend
+    by: Tensor  # (n,) int64: the place in `names` of the first whose image broke the row; -1: none
+    points: Tensor  # (m, c, h, w) the images that did, in the order of the rows
+
+    @property
+    def fell(self) -> Tensor:
+        """(n,) bool: rows that fell so."""
+        return self.by >= 0
+
+    @property
+    def lenders(self) -> list[str]:
+        """The names of those whose images broke something."""
+        return [self.names[number] for number in sorted(set(self.by[self.fell].tolist()))]
 
 
 @dataclass(frozen=True)
@@ -42,6 +66,8 @@ class Measured:
     named: Tensor  # and those that fell to it
     points: Tensor  # (n, c, h, w) by these images; elsewhere the clean one
     curve: dict[str, Any]  # robust accuracy over eps, as `auditing.curve` has it
+    claim: Claim | None = None  # of randomised smoothing, which proves nothing
+    borrowed: Borrowed | None = None  # once all are measured
 
     @property
     def right(self) -> Tensor:
@@ -56,7 +82,8 @@ class Measured:
     @property
     def held(self) -> Tensor:
         """(n,) bool: rows that hold against everything; a row that anything broke is broken."""
-        return _held(self.deployed, self.verdicts) & ~self.named
+        held = _held(self.deployed, self.verdicts) & ~self.named
+        return held if self.borrowed is None else held & ~self.borrowed.fell
 
     @property
     def certified(self) -> Tensor:
@@ -72,7 +99,15 @@ class Measured:
         """Rows that the adaptive attack left and something simpler broke, by what that was."""
         left = self.right & ~_lost(self.verdicts)
         fell = {"naive": self.deployed.fallen(NAIVE), "transfer": self.deployed.fallen(CARRIED)}
-        return {name: int((mask & left).sum()) for name, mask in (fell | {"label-only": self.named}).items()}
+        fell |= {"label-only": self.named}
+        fell |= {} if self.borrowed is None else {"borrowed": self.borrowed.fell}
+        return {name: int((mask & left).sum()) for name, mask in fell.items()}
+
+    def decided(self) -> dict[int, str]:
+        """The last stage of the audit that had a word on each row, by id: of a broken one the stage that broke it."""
+        standing = Standing.of(Evidence(Run.open(self.audit.run)))
+        stages = (standing.stages[stage] for stage in standing.stage.tolist())
+        return dict(zip(standing.ids.tolist(), stages, strict=True))
 
 
 def _lost(verdicts: tuple[Verdict, ...]) -> Tensor:
@@ -112,7 +147,9 @@ def measure(bench: Bench, subject: Subject) -> Measured:
     drawn = Run.open(found.run).figures("curve")
     if drawn is None:
         drawn, _ = bench.once(f"curve--{name}", lambda: (_curve(bench, knowing, seen.right), {}))
-    return Measured(subject, seen, found, verdicts, labels, **by_labels, curve=drawn)
+    said = None if seen.claims else claim(bench, subject)  # which hangs on what the guard claims of itself
+    asked, named, points = (by_labels[part] for part in ("asked", "named", "points"))
+    return Measured(subject, seen, found, verdicts, labels, asked, named, points, drawn, said)
 
 
 def _aloud(tell: Tell, name: str, what: str, done: int, of: int) -> None:

@@ -12,7 +12,7 @@ from sparring import catalog
 from sparring.auditing.intervals import clopper_pearson
 from sparring.auditing.masking import ZERO_GRADIENT
 from sparring.core.model import Access
-from sparring.core.showing import percent, rounded
+from sparring.core.showing import number_of, percent, rounded
 from sparring.data.images import Images
 from sparring.defending.bench import Bench
 from sparring.defending.deployed import CARRIED, NAIVE
@@ -25,7 +25,10 @@ KEYS = (
     "finding", "signs", "details",
 )  # fmt: skip
 SHOWN = 10
-_ADVICE = "they count as broken; take a deeper profile, and look at what the defense claims"
+BORROWED = "borrowed: "
+_BEATS = {name: f"the {name} attack" for name in ("naive", "transfer", "label-only")}
+_BEATS |= {"borrowed": "what broke other defenses"}
+_ADVICE = "counted as broken; take a deeper profile, and look at what the defense claims"
 
 
 def row(measured: Measured, base: Measured, training: float, inference: float) -> dict[str, Any]:
@@ -58,6 +61,7 @@ def row(measured: Measured, base: Measured, training: float, inference: float) -
             **_about(measured),
             "tried": tried(measured),
             "curve": measured.curve,
+            "smoothed": None if measured.claim is None else measured.claim.told(measured.held),
             "audit": _audited(measured),
         },
     )
@@ -100,7 +104,7 @@ def _about(measured: Measured) -> dict[str, Any]:
     return {
         "net": subject.key,
         "recipe": recipe if isinstance(recipe, str) else repr(recipe),
-        "guard": None if guard is None else repr(guard),
+        "guard": None if guard is None else str(guard),
         "parts": [_part(kind) for kind in (trained, *(() if guard is None else (type(guard),)))],
         "differentiable": None if guard is None else guard.differentiable,
         "randomised": None if guard is None else guard.randomised,
@@ -111,7 +115,7 @@ def _about(measured: Measured) -> dict[str, Any]:
 
 def _part(kind: type[Any]) -> dict[str, str | None]:
     """A recipe or a guard in a sentence, and whom it is from."""
-    said = (kind.__doc__ or "").strip().partition("\n\n")[0]
+    said = (kind.__doc__ or "").replace("`", "").strip().partition("\n\n")[0]
     return {"name": kind.name, "paper": getattr(kind, "paper", None), "about": " ".join(said.split()) or None}
 
 
@@ -125,14 +129,16 @@ def signs(measured: Measured) -> list[str]:
         )
     found += measured.audit.warnings
     found += [
-        f"{name.replace('-', '_')}_beats_adaptive: the {name} attack broke {count} rows that the adaptive one left; "
-        f"{_ADVICE}"
+        f"{name.replace('-', '_')}_beats_adaptive: {_BEATS[name]} broke {number_of(count, 'row')} that the "
+        f"adaptive one left, {_ADVICE}"
         for name, count in measured.missed().items()
         if count
     ]
     broken_proofs = int((measured.proved & ~measured.held).sum())
     if broken_proofs:
-        found.append(f"proof_contradicted: {broken_proofs} rows that were proved robust are broken; report this")
+        found.append(
+            f"proof_contradicted: the image of {number_of(broken_proofs, 'row')} contradicts a proof; report this"
+        )
     if (why := measured.labels["why_not"]) is not None and measured.labels["attack"] is not None:
         found.append(f"labels_not_tried: {why}")
     return found
@@ -140,11 +146,11 @@ def signs(measured: Measured) -> list[str]:
 
 def tried(measured: Measured) -> list[dict[str, Any]]:
     """Every stage: how many rows it met, and how many of them it broke."""
-    right, fell = int(measured.right.sum()), measured.deployed.fell
+    fell = measured.deployed.fell
 
     def carried(prefix: str) -> list[dict[str, Any]]:
         return [
-            {"stage": name, "rows": right, "broke": int((mask & measured.right).sum())}
+            _stage(name, measured.right, mask & measured.right)
             for name, mask in fell.items()
             if name.startswith(prefix)
         ]
@@ -156,7 +162,18 @@ def tried(measured: Measured) -> list[dict[str, Any]]:
     ]
     labels = measured.labels
     last = [{"stage": f"labels only: {labels['attack']}", "rows": labels["rows"], "broke": labels["broke"]}]
-    return [*carried(NAIVE), *stages, *carried(CARRIED), *(last if labels["attack"] else [])]
+    lent = measured.borrowed
+    return [
+        *carried(NAIVE),
+        *stages,
+        *carried(CARRIED),
+        *(last if labels["attack"] else []),
+        *([] if lent is None else [_stage(f"{BORROWED}images of others", lent.met > 0, lent.fell)]),
+    ]
+
+
+def _stage(name: str, met: Tensor, broke: Tensor) -> dict[str, Any]:
+    return {"stage": name, "rows": int(met.sum()), "broke": int(broke.sum())}
 
 
 def _audited(measured: Measured) -> dict[str, Any]:
@@ -173,12 +190,13 @@ def shown(base: Measured, images: Images) -> Tensor:
 
 def pictures(measured: Measured, bench: Bench, at: Tensor) -> tuple[list[dict[str, Any]], Tensor]:
     """What became of the rows `at`, and the image of each that shows it: of one that holds, the last point of PGD."""
-    images, witnesses = bench.images, measured.audit.witnesses()
+    images, witnesses, decided = bench.images, measured.audit.witnesses(), measured.decided()
     told, points = [], []
     for place in at.tolist():
-        outcome, by, point = _fate(measured, bench, place, witnesses.get(int(images.ids[place])))
+        row_id = int(images.ids[place])
+        outcome, by, point = _fate(measured, bench, place, (decided.get(row_id), witnesses.get(row_id)))
         points.append(point)
-        told.append({"id": int(images.ids[place]), "label": int(images.y[place]), "outcome": outcome, "by": by})
+        told.append({"id": row_id, "label": int(images.y[place]), "outcome": outcome, "by": by})
     changed = torch.stack(points) if points else images.x[:0]
     far = bench.threat.distance(changed, images.x[at]).tolist()
     before, after = measured.deployed.said[at].tolist(), _named(measured, bench, changed)
@@ -198,23 +216,27 @@ def _named(measured: Measured, bench: Bench, x: Tensor) -> list[int | None]:
     return [None if flag else label for label, flag in zip(said.labels.tolist(), flagged.tolist(), strict=True)]
 
 
-def _fate(measured: Measured, bench: Bench, place: int, witness: Tensor | None) -> tuple[str, str | None, Tensor]:
-    """The outcome of a row, what decided it, and the image that shows it."""
-    clean = bench.images.x[place]
+def _fate(
+    measured: Measured, bench: Bench, place: int, audited: tuple[str | None, Tensor | None]
+) -> tuple[str, str | None, Tensor]:
+    """The outcome of a row, what decided it, and the image that shows it; `audited`: the stage and its image."""
+    clean, (stage, witness) = bench.images.x[place], audited
     made = bench.crafted[measured.subject.key]
     last = made.get("pgd", next(iter(made.values())))[place]
     if not measured.right[place]:
         return "misclassified", None, clean
     if witness is not None:
-        return "broken", "adaptive", witness
+        return "broken", f"adaptive: {stage}", witness
     for name, mask in measured.deployed.fell.items():
         if mask[place]:
             key, _, net = name.partition(": ")[2].partition(" on ")
             return "broken", name, bench.crafted[net or measured.subject.key][key][place]
     if measured.named[place]:
         return "broken", f"labels only: {measured.labels['attack']}", measured.points[place]
+    if (lent := measured.borrowed) is not None and lent.fell[place]:
+        return "broken", f"{BORROWED}{lent.names[int(lent.by[place])]}", lent.points[int(lent.fell[:place].sum())]
     if not measured.held[place]:  # read rightly under the draws that decide, wrongly under others
-        return "broken", "adaptive", clean
+        return "broken", f"adaptive: {stage}", clean
     return ("certified" if measured.certified[place] else "undecided"), None, last
 
 

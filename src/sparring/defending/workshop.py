@@ -94,12 +94,13 @@ class Workshop:
         return Subject(entry, key, net, guard, others)
 
     def cost(self, subject: Subject) -> float:
-        """Seconds of training of all nets that `subject` uses, over those of the undefended net."""
+        """What training all nets that `subject` uses costs, as a multiple of the undefended net.
+
+        All take as many steps, and those of each recipe were timed beside plain ones (`training.cost`).
+        """
         if (subject.key, subject.others) == (PLAIN, ()):
             return 1.0
-        spent = sum(self.made[key].card["seconds"] for key in (subject.key, *subject.others))
-        plain: float = self.made[PLAIN].card["seconds"]
-        return float(round(spent / max(plain, 1e-3), 2))
+        return float(round(sum(self.made[key].card["cost_of_plain"] for key in (subject.key, *subject.others)), 2))
 
     def _train(self, wanted: str | Defense, member: int = 0) -> str:
         """Train by a recipe, once; returns the key of the net. Members of an ensemble differ by their seed."""

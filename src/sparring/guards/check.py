@@ -11,6 +11,8 @@ from sparring.core.errors import ModelError
 from sparring.guards.guard import Guard, Guarded, Net, Transform
 
 CALLS = 8  # a random guard of few outcomes may say the same several times
+NOISE = 1 << 14  # draws that tell Gaussian noise from a tenth more of it
+SURE = 2.23  # the limit of sqrt(n) times the Kolmogorov-Smirnov distance that chance passes once in 10,000 times
 STEP = 1e-6  # in float64, of pixels
 TOLERANCE = 0.01
 
@@ -21,7 +23,8 @@ def check_guard(guard: Guard, net: Net, x: Tensor) -> None:
     It is random if two of several calls differ. It detects if it answers with one class more than `net`. It is
     differentiable if its gradient, and that of every transform inside, is neither missing nor zero; and of a
     transform also only if it is the slope that is measured on most of the images, so that a gradient put there by
-    hand does not pass. A generator of the guard's own is moved on; the global ones are as they were.
+    hand does not pass. Its noise is Gaussian if what it adds, also to black and to white, is distributed so
+    (Kolmogorov and Smirnov). A generator of the guard's own is moved on; the global ones are as they were.
     """
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(0)
@@ -39,11 +42,30 @@ def check_guard(guard: Guard, net: Net, x: Tensor) -> None:
         _claim(guard, "randomised", any(not torch.equal(answers[0], other) for other in answers))
         _claim(guard, "detects", answers[0].shape[1] == classes + 1)
         _claim(guard, "differentiable", all(slopes) and _answers(guarded, x))
+        if (sigma := guard.gaussian_noise) is not None and not _gaussian(guard, sigma, x):
+            raise ModelError(
+                f"{guard.name} claims gaussian_noise = {sigma}, but is not just a vote on images with such noise; "
+                f"mend the claim"
+            )
 
 
 def _claim(guard: Guard, what: str, measured: bool) -> None:
     if getattr(guard, what) != measured:
         raise ModelError(f"{guard.name} claims {what} = {getattr(guard, what)}, measured {measured}; mend the claim")
+
+
+def _gaussian(guard: Guard, sigma: float, x: Tensor) -> bool:
+    """Does it decide by a vote, and does it add noise of N(0, sigma^2) to every pixel, image by image?"""
+    if not (isinstance(guard, Transform) and guard.votes and guard.randomised and sigma > 0):
+        return False
+    with torch.no_grad():
+        there = torch.cat([torch.zeros_like(x[:1]), torch.ones_like(x[:1]), x])  # black and white tell of clipping
+        images = (there[call % len(there)][None] for call in range(max(2, -(-NOISE // x[0].numel()))))
+        draws = torch.cat([(guard.transform(image) - image).double().flatten() for image in images])
+    said = torch.special.ndtr(draws / sigma).sort().values
+    steps = torch.arange(len(said) + 1, dtype=said.dtype, device=said.device) / len(said)
+    apart = torch.maximum((said - steps[:-1]).abs(), (said - steps[1:]).abs()).max()
+    return bool(apart <= SURE / len(said) ** 0.5)
 
 
 def _gradient(function: Callable[[Tensor], Tensor], x: Tensor, weights: Tensor | None) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparring.core.errors import UsageError
 from sparring.core.model import Access, Model, Prediction, Sampled, fresh, passes
+from sparring.core.showing import number_of
 from sparring.models.bpda import bpda
 from sparring.models.eot import EOT
 from sparring.models.torch import TorchModel
@@ -35,9 +36,25 @@ class Guard(ABC):
     detects: ClassVar[bool] = False  # is the last class of its answer a flag?
     votes: ClassVar[bool] = False  # do draws decide by majority, and not by their mean probabilities?
 
+    @property
+    def gaussian_noise(self) -> float | None:
+        """The sigma of independent Gaussian noise on every pixel, if that and a vote is all it does; else None.
+
+        Of such a vote `sparring.certificates.smoothing` claims an L2 radius (Cohen et al. 2019, arXiv:1902.02918).
+        """
+        return None
+
     @abstractmethod
     def answer(self, net: Net, x: Tensor, see: See) -> Tensor:
         """(n, classes) logits, and the flag's if it detects, of images `x` (n, c, h, w); `see` does a transform."""
+
+    @final
+    def __str__(self) -> str:
+        """For a person, such as `Ensemble(others=2 nets)` or `Energy(threshold=-3.14)`; `repr` tells them apart."""
+        if not is_dataclass(self):
+            return repr(self)
+        told = (f"{option.name}={_shown(getattr(self, option.name))}" for option in fields(self) if option.repr)
+        return f"{type(self).__qualname__}({', '.join(told)})"
 
     @final
     def naive(self, net: Net) -> Model:
@@ -107,6 +124,14 @@ def _net(net: Net) -> Net:
     if isinstance(net, type) or not callable(net):
         raise UsageError(f"expected a torch module from raw pixels in [0, 1] to logits, got {type(net).__name__}")
     return net
+
+
+def _shown(value: object) -> str:
+    """An option as a person reads it."""
+    parts = value if isinstance(value, tuple) else (value,)
+    if parts and all(isinstance(part, nn.Module) for part in parts):
+        return number_of(len(parts), "net")
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 
 class Guarded(nn.Module):

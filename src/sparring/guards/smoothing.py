@@ -34,6 +34,11 @@ class Smoothing(Transform):
         if not self.sigma > 0:
             raise UsageError(f"expected a positive sigma, got {self.sigma}")
 
+    @property
+    def gaussian_noise(self) -> float:
+        """Sigma, in pixels of [0, 1]."""
+        return self.sigma
+
     def transform(self, x: Tensor) -> Tensor:
         """(n, c, h, w) the noisy images."""
         return x + self.sigma * torch.randn(x.shape[1:], device=x.device, dtype=x.dtype)

@@ -88,15 +88,26 @@ def badge(row: Row) -> Markup:
 
 def sentence(row: Row) -> str:
     """Why it ended so, from a capital letter to a full stop."""
-    told = str(about(row).get("sentence") or "no reason was recorded").rstrip(".")
+    return _ended(about(row).get("sentence") or "no reason was recorded")
+
+
+def claimed(row: Row) -> str:
+    """What randomised smoothing claims of it, which is no proof; nothing of what is no such noise."""
+    told = (about(row).get("smoothed") or {}).get("sentence")
+    return _ended(told) if told else ""
+
+
+def _ended(text: object) -> str:
+    """From a capital letter to a full stop."""
+    told = str(text).rstrip(".")
     return f"{told[:1].upper()}{told[1:]}."
 
 
 def sign(text: str) -> tuple[str, str]:
     """A warning sign's name in words, and what was seen."""
     known, _, told = text.partition(": ")
-    seen = (told or known).replace(".; ", ". ").rstrip(".")
-    return known.replace("_", " "), f"{seen[:1].upper()}{seen[1:]}."
+    seen = (told or known).replace(".; ", ". ")
+    return known.replace("_", " "), _ended(seen)
 
 
 _OUTCOMES = {"broken": "broken", "undecided": "not broken", "certified": "proved", "misclassified": "not right"}

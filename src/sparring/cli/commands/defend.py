@@ -10,12 +10,14 @@ from sparring.auditing.run import Run
 from sparring.cli import options
 from sparring.cli.show import Show
 from sparring.core.errors import IncompleteError
+from sparring.core.showing import number_of
 from sparring.core.threat import threat
 from sparring.data import load
 from sparring.defending import Defended
 from sparring.defending import defend as run_defend
 from sparring.defending.defend import cells
 from sparring.defending.plan import DEFAULT, split
+from sparring.models.nets import NETS
 from sparring.reporting import write_report
 
 _DEFENSES = (
@@ -26,7 +28,7 @@ _DEFENSES = (
 
 def command(
     data: options.Data = "digits",
-    net: Annotated[str, typer.Option("--net", help="dense or conv.")] = "conv",
+    net: Annotated[str, typer.Option("--net", help=f"One of {', '.join(NETS)}.")] = "conv",
     defenses: Annotated[list[str] | None, typer.Option("--defenses", help=_DEFENSES)] = None,
     norm: Annotated[str, typer.Option("--norm", help="linf, l2 or l1.")] = "linf",
     eps: options.Eps = None,
@@ -77,13 +79,15 @@ def command(
 def _tell(show: Show, found: Defended) -> None:
     figures: dict[str, Any] = found.figures
     show.table(
-        f"{figures['net']} on {figures['rows']} rows of {figures['data']}, {figures['threat']}: the attack that "
-        f"ignores the defense, and what knows it",
+        f"{figures['net']} on {number_of(figures['rows'], 'row')} of {figures['data']}, {figures['threat']}: "
+        f"the attack that ignores the defense, and what knows it",
         ["defense", "clean", "naive -> adaptive", "proved", "training", "inference", "finding", "signs"],
         [_line(one) for one in found.rows],
     )
     for one in found.rows:
         show.say(f"{one['defense']}: {one['finding']}. {one['details']['sentence']}")
+        if claimed := one["details"]["smoothed"]:
+            show.say(f"  {claimed['sentence']}")
         for sign in one["signs"]:
             show.say(f"  sign: {sign}")
     for warning in figures["warnings"]:

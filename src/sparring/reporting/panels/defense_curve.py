@@ -10,6 +10,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from sparring.auditing.run import Run
+from sparring.core.showing import number_of
 from sparring.defending.finding import REFERENCE
 from sparring.reporting import charts
 from sparring.reporting.defended import Row, about, called, name, rows, share
@@ -56,7 +57,7 @@ def render(run: Run) -> str | None:
     if not found:
         return None
     eps = run.plan.get("eps")
-    told = [f"Drawn on {_few(found)} images that each defense gets right.", _READING]
+    told = [f"Drawn on {_few(found)} that each defense gets right.", _READING]
     if len(_leaders(found)) < len([line for line in found if not line.reference]):
         told.append(f"The first {DRAWN} of the ranking have colours; the table under the chart has all.")
     why = block("why", heading("How to read it"), *map(paragraph, told))
@@ -75,7 +76,7 @@ def _line(row: Row) -> Line | None:
 
 def _few(found: Sequence[Line]) -> str:
     least, most = min(line.rows for line in found), max(line.rows for line in found)
-    return count(most) if least == most else f"{count(least)} to {count(most)}"
+    return number_of(most, "image") if least == most else f"{count(least)} to {number_of(most, 'image')}"
 
 
 def _leaders(found: Sequence[Line]) -> list[Line]:
@@ -93,7 +94,7 @@ def _chart(found: Sequence[Line], at: float | None, plan: Mapping[str, Any]) -> 
         for line in found
     ]
     marks = [charts.mark("M1 7h33", line.called, 7, _FAINT) for line in found if line.reference]
-    marks += [charts.mark("M1 7h33", f"{len(others)} others", 1, 0.5)] if others else []
+    marks += [charts.mark("M1 7h33", number_of(len(others), "other"), 1, 0.5)] if others else []
     norm = norm_name(plan.get("norm", "the run's norm"))
     return chart(
         Chart(

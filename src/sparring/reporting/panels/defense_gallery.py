@@ -56,7 +56,7 @@ def render(run: Run) -> str | None:
     return join(
         [
             paragraph(_LEAD, "lead"),
-            paragraph(f"{_HELD} All changes are drawn × {plain(round(factor, 2))} ({scale})."),
+            paragraph(f"{_HELD} All changes are drawn ×\u00a0{plain(round(factor, 2))} ({scale})."),
             _TABLE.format(TITLE, _head(run.plan, about(found[0])["images"], as_bytes(clean, bounds)), join(lines)),
         ]
     )

@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from sparring.auditing.run import Run
+from sparring.core.showing import number_of
 from sparring.defending.defend import SECTION
 from sparring.reporting.defended import (
     Row,
@@ -16,6 +17,7 @@ from sparring.reporting.defended import (
     anchor,
     badge,
     between,
+    claimed,
     ends,
     fate,
     name,
@@ -35,12 +37,13 @@ _ARTICLE = Markup('<article class="defense" id="{}"><h3>{} {}</h3>{}</article>')
 _FACT = Markup("<div><dt>{}</dt><dd>{}</dd></div>")
 _ITEM = Markup("<li><strong>{}</strong>: {}</li>")
 _CLAIMS = ("differentiable", "randomised", "detects")
-_NAIVE, _ADAPTIVE, _CARRIED, _LABELS = "naive: ", "adaptive: ", "transfer: ", "labels only: "
+_NAIVE, _ADAPTIVE, _CARRIED, _LABELS, _BORROWED = "naive: ", "adaptive: ", "transfer: ", "labels only: ", "borrowed: "
 _KINDS = {
     _NAIVE: "ignores the defense: points of the bare net",
     _ADAPTIVE: "knows it, stage by stage, each on what is left",
     _CARRIED: "points made on a bare net, carried over",
     _LABELS: "sees the label alone",
+    _BORROWED: "images that broke another defense, on what is left",
 }
 
 
@@ -118,7 +121,7 @@ def _follows(known: Mapping[str, Any], draws: int | None) -> str:
     if all(known.get(claim) is None for claim in _CLAIMS):
         return "follows the gradient of the net"
     told = ["goes straight through what has no gradient (BPDA)"] if not known.get("differentiable") else []
-    told += [f"takes the mean over {count(draws)} draws (EOT)"] if known.get("randomised") else []
+    told += [f"takes the mean over {number_of(draws or 0, 'draw')} (EOT)"] if known.get("randomised") else []
     told += ["counts the flag as one more class, to be avoided"] if known.get("detects") else []
     return ", ".join(told) or "follows the gradient through it"
 
@@ -141,7 +144,9 @@ def _broke(row: Row) -> Markup:
             told = _together(stages, most) if kind == _ADAPTIVE else _strongest(stages)
             items.append(_ITEM.format(kind.removesuffix(": "), told))
     if proved := sum(stage.get("certified") or 0 for stage in tried):
-        items.append(_ITEM.format("proofs", f"{count(proved)} of {count(most)} images proved robust"))
+        items.append(_ITEM.format("proofs", f"{count(proved)} of {number_of(most, 'image')} proved robust"))
+    if said := claimed(row):
+        items.append(_ITEM.format("claimed, and no proof", said))
     if not items:
         return paragraph("What was tried was not recorded.")
     return Markup("<ul>{}</ul>").format(join(items))
@@ -153,9 +158,9 @@ def _strongest(stages: Sequence[tuple[str, int, int]]) -> str:
     if not met:
         return f"{best} had no image left to try"
     if not broke:
-        return f"{best if len(stages) == 1 else f'all {len(stages)}'} broke none of {count(met)} images"
+        return f"{best if len(stages) == 1 else f'all {len(stages)}'} broke none of {number_of(met, 'image')}"
     others = f", the most of {len(stages)}" if len(stages) > 1 else ""
-    return f"{best} broke {count(broke)} of {count(met)} images{others}"
+    return f"{best} broke {count(broke)} of {number_of(met, 'image')}{others}"
 
 
 def _together(stages: Sequence[tuple[str, int, int]], most: int) -> str:
@@ -164,7 +169,7 @@ def _together(stages: Sequence[tuple[str, int, int]], most: int) -> str:
     for stage, _, broke in stages:
         fell[stage] += broke
     told = [f"{count(broke)} by {stage}" for stage, broke in fell.most_common(3) if broke]
-    return f"broke {count(fell.total())} of {count(most)} images{': ' * bool(told)}{', '.join(told)}"
+    return f"broke {count(fell.total())} of {number_of(most, 'image')}{': ' * bool(told)}{', '.join(told)}"
 
 
 def _signs(row: Row) -> Markup:
@@ -211,4 +216,4 @@ def _images(run: Run, row: Row) -> Markup:
             )
         )  # fmt: skip
     head = ("image", "class", "outcome", "by", "what it says of it", "distance")
-    return details(f"The {len(facts)} images", table(f"The images under {name(row)}", head, lines))
+    return details(f"The {number_of(len(facts), 'image')}", table(f"The images under {name(row)}", head, lines))

@@ -7,6 +7,7 @@ from collections import Counter
 from markupsafe import Markup
 
 from sparring.auditing.run import Run
+from sparring.core.showing import number_of
 from sparring.reporting.defended import link, rows, sign
 from sparring.reporting.markup import block, join, paragraph, table
 from sparring.reporting.wording import count
@@ -30,8 +31,8 @@ def render(run: Run) -> str | None:
     raised = [(row, *sign(str(text))) for row in found for text in row.get("signs") or []]
     clear = [link(row) for row in found if not row.get("signs")]
     kinds = Counter(what for _, what, _ in raised)
-    told = f"{count(len(raised)) if raised else 'No'} sign{'s' * (len(raised) != 1)} raised"
-    told += f" on {count(len(found) - len(clear))} of {count(len(found))} defenses" if raised else ""
+    told = f"{number_of(len(raised), 'sign') if raised else 'No signs'} raised"
+    told += f" on {count(len(found) - len(clear))} of {number_of(len(found), 'defense')}" if raised else ""
     often = kinds.most_common(1)
     told += f"; most often: {often[0][0]} ({count(often[0][1])})." if often else "."
     wrap = Markup('<span class="wrap">{}</span>')

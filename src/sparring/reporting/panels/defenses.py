@@ -5,8 +5,9 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from sparring.auditing.run import Run
+from sparring.core.showing import number_of
 from sparring.defending.defend import SECTION
-from sparring.reporting.defended import Row, badge, between, ends, link, rows, sentence, share
+from sparring.reporting.defended import Row, badge, between, claimed, ends, link, rows, sentence, share
 from sparring.reporting.markup import block, heading, join, paragraph, table
 from sparring.reporting.wording import UPPER_BOUND, count, number, threat_name
 
@@ -35,7 +36,9 @@ def render(run: Run) -> str | None:
     figures, found = run.figures(SECTION) or {}, rows(run)
     if not found:
         return _cut_short(run)
-    setting = f"{count(figures.get('rows'))} test images, {threat_name(run.plan)}. Adaptive: {UPPER_BOUND}."
+    setting = (
+        f"{number_of(figures.get('rows') or 0, 'test image')}, {threat_name(run.plan)}. Adaptive: {UPPER_BOUND}."
+    )
     warnings = [paragraph(warning) for warning in figures.get("warnings") or []]
     return join(
         [
@@ -58,8 +61,8 @@ def _cut_short(run: Run) -> str | None:
         return None
     done = sum(part.startswith("labels--") for part in run.sections)
     return paragraph(
-        f"The run was cut short: everything was tried on {count(done)} of {count(len(wanted))} defenses. There is no "
-        f"table before all are measured; the same command with the same --out goes on.",
+        f"The run was cut short: everything was tried on {count(done)} of {number_of(len(wanted), 'defense')}. There "
+        f"is no table before all are measured; the same command with the same --out goes on.",
         "finding",
     )
 
@@ -86,4 +89,5 @@ def _ranked(row: Row) -> Markup:
 
 
 def _why(row: Row) -> tuple[object, ...]:
-    return link(row), badge(row), Markup('<span class="wrap">{}</span>').format(sentence(row))
+    told = f"{sentence(row)} {claimed(row)}".rstrip()
+    return link(row), badge(row), Markup('<span class="wrap">{}</span>').format(told)
