@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -34,6 +36,8 @@ from sparring.core.model import Access
 from sparring.core.threat import L2, Linf, Threat, threat
 from sparring.core.verdict import Verdict
 from sparring.data.images import Images
+from sparring.guards.binarise import Binarise
+from sparring.guards.bit_depth import BitDepth
 from sparring.models.torch import TorchModel
 from sparring.reporting.panels import certified
 from sparring.reporting.wording import percent
@@ -195,6 +199,26 @@ def test_without_proofs_a_run_says_nothing_of_them(net, rows, tmp_path):
         assert not {"bound", "guard", "radius"} & json.loads(path.read_text()).keys()
     assert not (tmp_path / "evidence" / "proofs.json").exists()
     assert not any("certified" in stage for stage in result.figures["stages"])
+
+
+@pytest.mark.parametrize("guard", [Binarise(), BitDepth(2)], ids=lambda guard: guard.name)
+def test_a_guard_that_rounds_the_image_is_proved_and_its_proofs_are_true(guard, net, rows, tmp_path, small):
+    """What a pixel can become is asked of the guard itself, and all combinations of a row are put to the net."""
+    within = Linf(0.03)
+    result = quick(guard.adaptive(net), rows, tmp_path, within)
+    assert result.figures["proofs"]["why_not"] is None
+    assert result.complete
+    verdicts, enumerated = result.verdicts(), 0
+    for row, (x, y) in enumerate(zip(*rows, strict=True)):
+        ends = [guard.transform((x + step).clamp(0, 1)) for step in (-0.03, -0.015, 0.0, 0.015, 0.03)]
+        pixels = [sorted(set(values)) for values in torch.stack(ends).flatten(1).T.tolist()]
+        if math.prod(len(values) for values in pixels) <= 2**12:
+            every = torch.tensor(list(itertools.product(*pixels))).view(-1, *x.shape)
+            truth = bool((net(every).argmax(1) == y).all())
+            assert truth or verdicts[row] is not Verdict.CERTIFIED
+            assert not truth or verdicts[row] in (Verdict.CERTIFIED, Verdict.UNDECIDED)
+            enumerated += verdicts[row] is Verdict.CERTIFIED
+    assert enumerated > 0
 
 
 @pytest.mark.parametrize(

@@ -91,14 +91,20 @@ def test_our_networks_fit_images_of_any_size_and_their_seed(name, shape):
         assert not torch.equal(one, three)
 
 
-@pytest.mark.parametrize(("name", "size"), [("conv", 166_406), ("contrast_conv", 166_406), ("wide_conv", 436_202)])
-def test_a_known_size(name, size):
-    assert sum(p.numel() for p in nets.build(name, (1, 28, 28), 10).parameters()) == size
+@pytest.mark.parametrize("contrast", ["", "contrast_"])
+def test_a_known_size(contrast):
+    sizes = {f"{contrast}conv": 166_406, f"wide_{contrast}conv": 436_202}
+    for name, size in sizes.items():
+        assert sum(p.numel() for p in nets.build(name, (1, 28, 28), 10).parameters()) == size
 
 
 def test_contrast_is_stretched_and_clipped_before_conv():
     x = torch.tensor([0.0, 0.2, 0.3, 0.4, 0.6, 0.7, 1.0]).view(1, 1, 1, 7)
     torch.testing.assert_close(nets.Contrast()(x).flatten(), torch.tensor([0.0, 0.0, 0.0, 0.25, 0.75, 1.0, 1.0]))
+    leaky = nets.Contrast(0.2, 0.6, leak=0.1)(x.requires_grad_())
+    torch.testing.assert_close(leaky.flatten(), torch.tensor([0.0, 0.02, 0.255, 0.49, 0.96, 0.97, 1.0]))
+    (slope,) = torch.autograd.grad(leaky.sum(), x)
+    torch.testing.assert_close(slope.flatten()[[0, 3, 6]], torch.tensor([0.1, 2.35, 0.1]))
     big = images()
     plain, net = (nets.build(name, big.shape[1:], 4, seed=3) for name in ("conv", "contrast_conv"))
     assert torch.equal(net(big), plain(net[0](big)))

@@ -27,7 +27,7 @@ from sparring.core.errors import SparringError
 from sparring.core.model import Model
 from sparring.core.threat import Threat
 
-VERSION = 2  # raised whenever what is tried changes
+VERSION = 3  # raised whenever what is tried changes
 GROWTH = 4  # times as many rows as in the round before
 SAMPLE = 16  # rows that the first attack of a short profile meets before anything is proved
 SPOT = 64  # certified rows that are attacked all the same
@@ -47,7 +47,7 @@ class Effort:
     nodes: int = NODES  # subproblems of branch and bound for each row
 
 
-CHEAP = Effort("crown-ibp")
+CHEAP = Effort("crown-ibp", pilot=256)  # whose bounds tell which rows are worth more, also where they prove none
 EXACT = Effort("linear", paying=0.0)  # of a linear model, which costs nothing and leaves nothing open
 EFFORTS: dict[str, tuple[Effort, ...]] = {  # before anything is attacked
     "quick": (CHEAP,),

@@ -90,8 +90,8 @@ def climbed(
         best, there = value.detach(), where.detach()
         kept = {at: leaf.detach().clone() for at, leaf in leaves.items()} if keep else {}
         for _ in range(steps):
-            if enough is not None and bool(enough(best).all()):
-                break
+            if not value.requires_grad or (enough is not None and bool(enough(best).all())):
+                break  # or a staircase stands between the value and all that could be moved
             adam.zero_grad()
             torch.autograd.backward(-value.sum(), inputs=list(leaves.values()))
             adam.step()

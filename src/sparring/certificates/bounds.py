@@ -19,6 +19,7 @@ from sparring.certificates.ascent import Ascent
 from sparring.certificates.crown import Relaxation, crown, crown_ibp, interval_lines, lower_bounds, margins
 from sparring.certificates.graph import Graph, Trace, trace
 from sparring.certificates.linear import check_linear
+from sparring.certificates.peeling import peel
 from sparring.certificates.region import Region, region
 from sparring.certificates.rounding import guard, unit
 from sparring.core.batch import Rows
@@ -69,8 +70,10 @@ def bounds(
     with torch.no_grad():
         graph = (traced or trace(model, x.shape[1:], x.device)).graph()
         check_labels(y, len(x), classes=graph.classes)
-        found = _joined(_narrowing(graph, region(threat, x), y, method, ascent or Ascent(), width))
-        return dataclasses.replace(found, worst=threat.project(found.worst.to(x.dtype), x))
+        peeled = peel(graph, region(threat, x))
+        found = _joined(_narrowing(peeled.graph, peeled.region, y, method, ascent or Ascent(), width))
+        worst = peeled.images(found.worst, torch.arange(len(y), device=y.device))
+        return dataclasses.replace(found, worst=threat.project(worst.to(x.dtype), x))
 
 
 def _narrowing(graph: Graph, where: Region, y: Tensor, method: str, ascent: Ascent, width: int) -> list[Bounds]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sparring.certificates.crown import margins
 from sparring.certificates.graph import Graph, Trace, trace
 from sparring.certificates.ibp import Bounds
+from sparring.certificates.peeling import peel
 from sparring.certificates.region import Region, region
 from sparring.certificates.search import BROKEN, OPEN, PROVED, Confirm, Decision, Effort, Question, Search, Tell
 from sparring.core.batch import Rows
@@ -109,19 +110,19 @@ def certify(
     began = time.monotonic()
     graph = (traced or trace(model, x.shape[1:], x.device)).graph()
     check_labels(y, len(x), classes=graph.classes)
-    where = region(threat, x)
-    asked = margins(graph, y, where.low)
+    peeled = peel(graph, region(threat, x))
+    asked = margins(graph, y, peeled.region.low)
     rows, others = asked.shape[:2]
 
     def legal(points: Tensor, at: Tensor) -> Tensor:
-        return threat.project(points.to(x.dtype), x[at])
+        return threat.project(peeled.images(points, at).to(x.dtype), x[at])
 
     def confirm(points: Tensor, at: Tensor) -> Tensor:
         images = legal(points, at)
         return (model.query(images, Access.DECISION).labels != y[at]) & threat.contains(images, x[at])
 
     found = decide(
-        graph, where, Question(asked.flatten(0, 1).unsqueeze(1), asked.new_zeros(rows * others, 1)),
+        peeled.graph, peeled.region, Question(asked.flatten(0, 1).unsqueeze(1), asked.new_zeros(rows * others, 1)),
         home=torch.arange(rows, device=y.device).repeat_interleave(others),
         deadline=deadline, width=width, confirm=confirm, tell=tell, effort=effort,
     )  # fmt: skip

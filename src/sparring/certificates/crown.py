@@ -22,7 +22,8 @@ from sparring.certificates.ibp import Bounds, intervals, step
 from sparring.certificates.operators import Activation, Interval, Linear, Reshape, Scale
 from sparring.certificates.pulling import Relaxed, pull
 from sparring.certificates.region import Region
-from sparring.certificates.relaxation import Lines, flat, relax, unstable
+from sparring.certificates.relaxation import Lines, bent, flat, relax
+from sparring.certificates.stairs import blurred, stair_feet
 
 _AT_ONCE = {"cpu": 2**18, "cuda": 2**25}  # numbers in the widest node of one pull: what the caches hold
 
@@ -58,17 +59,20 @@ def crown(graph: Graph, region: Region, *, known: Bounds | None = None, ascent: 
     With an `ascent`, the bounds of arguments are climbed for too, one layer after the other. Each is then nearly the
     best that the triangle relaxation of the layers before it gives.
     """
-    bounds: dict[int, Interval] = {0: (region.low, region.high)}
+    bounds: dict[int, Interval] = {}
     lines: dict[int, Lines] = {}
-    kinds = {graph.nodes[at].inputs[0]: graph.nodes[at].op for at in graph.activations()}
+    feet = stair_feet(graph)
+    ops = {node.inputs[0]: node.op for node in graph.nodes if isinstance(node.op, Activation)}
     sharp = _sharp(graph) if region.radius is None else {0}
-    for at, node in enumerate(graph.nodes[1:], start=1):
-        bounds[at] = step(node, [bounds[i] for i in node.inputs])
+    for at, node in enumerate(graph.nodes):
+        bounds[at] = step(node, [bounds[i] for i in node.inputs]) if at else (region.low, region.high)
         if known is not None:
             low, high = bounds[at]
             bounds[at] = torch.maximum(low, known[at][0]), torch.minimum(high, known[at][1])
-        if at in kinds and at not in sharp:
-            bounds[at] = tighten(graph, at, bounds[at], lines, region, kinds[at] == Activation("relu"), ascent)
+        if at in ops and at not in sharp:
+            bounds[at] = tighten(graph, at, bounds[at], lines, region, ops[at], ascent)
+        if at in feet:
+            bounds[at] = blurred(graph, at, bounds)
         if isinstance(node.op, Activation):
             lines[at] = relax(node.op, bounds[node.inputs[0]])
     return Relaxation(bounds, lines)
@@ -91,12 +95,12 @@ def tighten(
     bounds: Interval,
     lines: Relaxed,
     region: Region,
-    relu: bool = True,
+    op: Activation,
     ascent: Ascent | None = None,
 ) -> Interval:
-    """`bounds` of the node at `at` cut with CROWN's: all of them, or before a `relu` those that leave it unstable."""
+    """`bounds` of the node at `at` cut with CROWN's, where the lines around `op` can gain by it."""
     low, high = (end.flatten(1) for end in bounds)
-    open_ = unstable((low, high)) if relu else high > low
+    open_ = bent(op, (low, high))
     counts = open_.sum(1)
     if not counts.any():
         return bounds

@@ -105,7 +105,7 @@ class Trace:
             return Ref(len(nodes) - 1, shape, like)
 
         last = lower(self.program, Ref(0, self.shape, like), add, dtype, _ROWS)
-        used = _needed(nodes, last.place)
+        used = needed(nodes, last.place)
         place = {old: new for new, old in enumerate(used)}
         kept = tuple(
             Node(nodes[old].op, tuple(place[i] for i in nodes[old].inputs), nodes[old].shape) for old in used
@@ -115,7 +115,8 @@ class Trace:
         return Graph(kept, self.pause)
 
 
-def _needed(nodes: list[Node], last: int) -> list[int]:
+def needed(nodes: Sequence[Node], last: int) -> list[int]:
+    """The places that the value at `last` hangs on, in order: the images first, itself last."""
     wanted = {0, last}
     for place in range(last, 0, -1):
         if place in wanted:

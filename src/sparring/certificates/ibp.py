@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from sparring.certificates.graph import Graph, Node
 from sparring.certificates.operators import Activation, Interval, Linear
 from sparring.certificates.region import Region
+from sparring.certificates.stairs import blurred, stair_feet
 from sparring.core.errors import ModelError
 
 Bounds = Mapping[int, Interval]  # of the nodes by their places; each (n, *shape)
@@ -14,9 +15,12 @@ Bounds = Mapping[int, Interval]  # of the nodes by their places; each (n, *shape
 
 def intervals(graph: Graph, region: Region) -> dict[int, Interval]:
     """What every node lies in when the images lie in the box of `region`."""
-    found: dict[int, Interval] = {0: (region.low, region.high)}
-    for place, node in enumerate(graph.nodes[1:], start=1):
-        found[place] = step(node, [found[i] for i in node.inputs])
+    found: dict[int, Interval] = {}
+    feet = stair_feet(graph)
+    for place, node in enumerate(graph.nodes):
+        found[place] = step(node, [found[i] for i in node.inputs]) if place else (region.low, region.high)
+        if place in feet:
+            found[place] = blurred(graph, place, found)
     return found
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sparring.certificates.operations import LOWER, Add, Ref, Unsupported
 
+_BITS = ("ge", "gt", "le", "lt", "bitwise_not", "clone", "alias", "detach")  # may answer yes or no, which is 1 or 0
+
 
 def lower(program: Any, images: Ref, add: Add, dtype: torch.dtype, rows: int) -> Ref:
     """Append the nodes of a torch.fx `program` traced with `rows` rows; the last one's output, which is returned."""
@@ -58,7 +60,7 @@ def _lower_one(node: Any, args: Any, kwargs: Any, add: Add, rows: int) -> Any:
         raise Unsupported(f"no linear bounds for the operation {name!r} (on {came}) of this model")
     value = node.meta.get("val")
     if isinstance(value, Tensor):
-        if value.dtype not in (torch.float32, torch.float64):
+        if value.dtype not in (torch.float32, torch.float64) and not (value.dtype == torch.bool and name in _BITS):
             raise Unsupported(f"expected a model in float32 or float64, got {value.dtype} from {name!r}")
         if value.dim() < 1 or value.shape[0] != rows:
             raise Unsupported(f"expected rows that do not mix, but {name!r} joins them")

@@ -1,4 +1,4 @@
-"""Torch's own operations as nodes: linear ones, ReLU, sigmoid and tanh, and what can be written with these."""
+"""Torch's own operations as nodes: linear ones, ReLU, sigmoid, tanh, staircases, and what is written with these."""
 
 from __future__ import annotations
 
@@ -150,6 +150,25 @@ def _div(add: Add, a: Any, b: Any) -> Ref:
 
 def _activation(kind: str) -> Callable[..., Ref]:
     return lambda add, x: add(Activation(kind), x)
+
+
+def _compared(kind: str, sign: float) -> Callable[..., Ref]:
+    """1 where sign (a - b) is `kind`, else 0. It is never computed as a difference: that is on the safe side."""
+
+    def lowered(add: Add, a: Any, b: Any) -> Ref:
+        if isinstance(a, Ref) and isinstance(b, Ref):
+            raise Unsupported("expected a value compared with a constant, got one compared with another value")
+        apart = _scale(add, a, sign, -sign * b) if isinstance(a, Ref) else _scale(add, b, -sign, sign * a)
+        return add(Activation(kind), apart)
+
+    return lowered
+
+
+def _where(add: Add, condition: Ref, a: Any, b: Any) -> Ref:
+    if isinstance(a, Ref) or isinstance(b, Ref):
+        raise Unsupported("expected a choice between constants, got one between values")
+    a, b = _tensor(a), _tensor(b)
+    return _scale(add, condition, a - b, b)
 
 
 def _leaky(add: Add, x: Ref, slope: float = 0.01) -> Ref:
@@ -336,6 +355,13 @@ LOWER: dict[str, Callable[..., Any]] = {
     "relu": _activation("relu"),
     "sigmoid": _activation("sigmoid"),
     "tanh": _activation("tanh"),
+    **{kind: _activation(kind) for kind in ("round", "floor", "ceil", "trunc", "sign")},
+    "ge": _compared("nonnegative", 1.0),
+    "gt": _compared("positive", 1.0),
+    "le": _compared("nonnegative", -1.0),
+    "lt": _compared("positive", -1.0),
+    "bitwise_not": lambda add, x: _scale(add, x, -1.0, 1.0),  # torch has it for answers of comparisons alone
+    "where": _where,
     "leaky_relu": _leaky,
     "clamp": _clamp,
     "clamp_min": _clamp,

@@ -243,15 +243,39 @@ class Maximum(Linear):
         return torch.maximum(low, other_low), torch.maximum(high, other_high)
 
 
+SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+STAIRS: dict[str, Callable[[Tensor], Tensor]] = {
+    "round": torch.round,
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+    "trunc": torch.trunc,
+    "sign": torch.sign,
+    "positive": lambda x: (x > 0).to(x.dtype),
+    "nonnegative": lambda x: (x >= 0).to(x.dtype),
+}
+
+
 @dataclass(frozen=True)
 class Activation:
-    """A non-decreasing function of one number, applied entry by entry: `kind` is relu, sigmoid or tanh."""
+    """A non-decreasing function of one number, applied entry by entry: `kind` is of `SMOOTH` or of `STAIRS`."""
 
     kind: str
 
+    @property
+    def steps(self) -> bool:
+        """Is it a staircase, flat but for its jumps?"""
+        return self.kind in STAIRS
+
     def forward(self, x: Tensor) -> Tensor:
-        """Its values."""
-        return {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}[self.kind](x)
+        """Its values; through a staircase the gradient goes as if it were not there, for whoever searches."""
+        if not self.steps:
+            return SMOOTH[self.kind](x)
+        value = STAIRS[self.kind](x.detach())
+        return value + (x - x.detach()) if x.requires_grad else value
 
 
 @dataclass(frozen=True)

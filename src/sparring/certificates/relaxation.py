@@ -35,6 +35,8 @@ class Lines(Rows):
 
 def relax(op: Activation, bounds: Interval) -> Lines:
     """The lines that suit `op` for arguments in `bounds`."""
+    if op.steps:  # a box leaves each entry its two ends, and no line says more
+        return flat(op, bounds)
     low, high = bounds
     return _relu(low, high) if op.kind == "relu" else _s_shaped(op, low, high)
 
@@ -48,6 +50,13 @@ def flat(op: Activation, bounds: Interval) -> Lines:
 def unstable(bounds: Interval) -> Tensor:
     """Where a ReLU is neither always on nor always off."""
     return (bounds[0] < 0) & (bounds[1] > 0)
+
+
+def bent(op: Activation, bounds: Interval) -> Tensor:
+    """Where tighter `bounds` of its argument can make the lines around `op` tighter."""
+    if op.steps:
+        return op.forward(bounds[0]) < op.forward(bounds[1])
+    return unstable(bounds) if op.kind == "relu" else bounds[0] < bounds[1]
 
 
 def _relu(low: Tensor, high: Tensor) -> Lines:

@@ -109,9 +109,13 @@ class Stem:
     @cached_property
     def arguments(self) -> tuple[int, ...]:
         """The places of the arguments of ReLUs."""
+        return tuple(sorted(set(self.relus.values())))
+
+    @cached_property
+    def relus(self) -> dict[int, int]:
+        """The places of ReLUs, each with that of its argument, which other activations may share."""
         nodes = self.graph.nodes
-        found = {nodes[at].inputs[0] for at in self.graph.activations() if nodes[at].op == Activation("relu")}
-        return tuple(sorted(found))
+        return {at: nodes[at].inputs[0] for at in self.graph.activations() if nodes[at].op == Activation("relu")}
 
     @cached_property
     def ends(self) -> tuple[Tensor, Tensor]:
@@ -132,7 +136,7 @@ class Stem:
     def other_lines(self) -> Relaxed:
         """Around activations that are no ReLUs."""
         nodes = self.graph.nodes
-        found = {at: nodes[at].op for at in self.graph.activations() if nodes[at].inputs[0] not in self.arguments}
+        found = {at: nodes[at].op for at in self.graph.activations() if at not in self.relus}
         return {at: relax(op, self.bounds[nodes[at].inputs[0]]) for at, op in found.items()}  # type: ignore[arg-type]  # activations
 
     def spread(self, values: Tensor) -> dict[int, Tensor]:
@@ -176,11 +180,9 @@ class Frame:
         self.low, self.high = self._clipped(case)
         self.free, self.case = stem.free[case], case
         ends = zip(stem.spread(self.low).items(), stem.spread(self.high).values(), strict=True)
-        nodes = stem.graph.nodes
         around = {at: _cast(relax(Activation("relu"), (low, high)), dtype) for (at, low), high in ends}
         self.lines = {at: _cast(line.take(case), dtype) for at, line in stem.other_lines.items()}
-        self.relus = {at: nodes[at].inputs[0] for at in stem.graph.activations() if nodes[at].inputs[0] in around}
-        self.around = around
+        self.relus, self.around = stem.relus, around
         self.movable = stem.spread(unstable((self.low, self.high)))
         self.split_layers = {at for at, seen in stem.spread(self._split_anywhere()).items() if bool(seen.any())}
 

@@ -48,7 +48,8 @@ def _affine(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     last = len(stem.graph.nodes) - 1
     constant, slope = linear(stem.graph, last, stem.asked[question], frame.plain_lines)
     rows, ends = [_flat(slope, constant, stem)], [(constant + stem.offset[question]).squeeze(0)]
-    one = torch.nn.functional.one_hot(leaf.at.long().squeeze(0), frame.low.shape[1]).to(frame.low)
+    entries = frame.low.shape[1]
+    one = torch.nn.functional.one_hot(leaf.at.long().squeeze(0), max(1, entries))[:, :entries].to(frame.low)
     each = stem.spread(one[None] * -leaf.sign.to(one).unsqueeze(2))
     total, shift = torch.zeros(d, rows[0].shape[1]).to(one), one.new_zeros(d)
     for place in frame.split_layers:

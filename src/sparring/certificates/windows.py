@@ -180,8 +180,10 @@ def _pull(
         if step.lines is not None:
             line = moved(step.lines, splits[step.place], slopes[step.place]) if step.place in slopes else step.lines
             pulled, shift = line.pull(a.unsqueeze(1))
-            assert pulled is not None
-            a, constant = pulled.squeeze(1), constant + shift
+            constant = constant + shift
+            if pulled is None:
+                return constant, region.x.unsqueeze(1)
+            a = pulled.squeeze(1)
             continue
         assert isinstance(step.op, Conv | Scale)
         if step.op.offset is not None:
