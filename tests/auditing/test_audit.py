@@ -21,9 +21,10 @@ from sparring.auditing.audit import Audit, audit
 from sparring.auditing.cascade import Cascade, Stage
 from sparring.auditing.hunt import Front, Hunt, Setting
 from sparring.auditing.masking import Cost
+from sparring.auditing.search import Search
 from sparring.auditing.victim import Victim
 from sparring.core.errors import AttackError, DataError, UsageError
-from sparring.core.model import Access, Model, Prediction
+from sparring.core.model import Access, Model, Prediction, Sampled
 from sparring.core.threat import L0, L1, L2, Linf, Threat, threat
 from sparring.core.verdict import Verdict
 from sparring.data.images import Dataset, Images
@@ -335,6 +336,46 @@ def test_what_is_found_and_not_confirmed_is_not_broken(net, rows, tmp_path):
     held = [line for line in lines(result).values() if line["verdict"] == "undecided"]
     assert not any(line["image"] for line in held)
     assert {float(line["margin"]) for line in held} == {-1e-30}  # as close as can be
+
+
+class Draws(Sampled):
+    """The net as it is; what decides puts a bias on the labels' logits."""
+
+    access, bounds, passes = Access.GRADIENT, (0.0, 1.0), 2
+
+    def __init__(self, net: nn.Module, biased: Model | None = None) -> None:
+        self.net, self.biased = TorchModel(net), biased
+
+    def fresh(self) -> Model:
+        return self.biased or self
+
+    def query(self, x: Tensor, access: Access) -> Prediction:
+        return self.net.query(x, access)
+
+
+@unchecked
+@pytest.mark.parametrize("bias", [-3.0, 3.0])
+def test_of_a_random_model_the_closest_points_are_judged_by_what_decides(bias, net, rows, tmp_path, monkeypatch):
+    x, y = rows
+    x, y = x[net(x).argmax(1) == y], y[net(x).argmax(1) == y]
+
+    def favoured(images: Tensor) -> Tensor:  # by the class of the nearest row
+        own = y[torch.cdist(images.flatten(1), x.flatten(1)).argmin(1)]
+        return net(images).scatter_add(1, own[:, None], torch.full_like(images[:, 0, 0, :1], bias))
+
+    decides = TorchModel(Net(favoured))
+    result = quick(Draws(net, decides), (x, y), Linf(0.03), tmp_path / "a")
+    asked, confirm = [], Search.confirm
+    monkeypatch.setattr(Search, "confirm", lambda self, *given: asked.append(len(given[1])) or confirm(self, *given))
+    alone = quick(TorchModel(net), (x, y), Linf(0.03), tmp_path / "b")
+    witnesses, broken = result.witnesses(), alone.counts["broken"]
+    assert 0 < broken < len(x)
+    assert sum(asked) == broken  # nothing else where nothing is random
+    assert (result.counts["broken"] > broken) == (bias < 0)
+    assert result.figures["moved"] <= broken
+    points = torch.stack([witnesses[row] for row in sorted(witnesses)]) if witnesses else x[:0]
+    assert (decides.query(points, Access.DECISION).labels != y[sorted(witnesses)]).all()
+    assert all(Linf(0.03).contains(points, x[sorted(witnesses)]))
 
 
 # Extremes

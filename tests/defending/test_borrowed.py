@@ -51,7 +51,6 @@ def measured(name, witnesses, broken=()):
         audit=SimpleNamespace(witnesses=lambda: made, warnings=[], figures=figures),
         verdicts=tuple(Verdict.BROKEN if row in broken else Verdict.UNDECIDED for row in images().ids.tolist()),
         labels={"attack": None, "rows": 0, "broke": 0, "why_not": None},
-        asked=nothing,
         named=nothing,
         points=images().x,
         curve={},

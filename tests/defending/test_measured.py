@@ -20,7 +20,9 @@ from sparring.defending.workshop import Subject
 from sparring.guards.feature_squeezing import FeatureSqueezing
 from sparring.guards.smoothing import Smoothing
 
-BROKEN, HELD, PROVED, WRONG = Verdict.BROKEN, Verdict.UNDECIDED, Verdict.CERTIFIED, Verdict.MISCLASSIFIED
+BROKEN, HELD, PROVED, WRONG, ERROR = (
+    Verdict.BROKEN, Verdict.UNDECIDED, Verdict.CERTIFIED, Verdict.MISCLASSIFIED, Verdict.ERROR,
+)  # fmt: skip
 
 
 def mask(*rows):
@@ -55,7 +57,6 @@ def made(**changes):
         "audit": audit,
         "verdicts": (WRONG, HELD, BROKEN, HELD, HELD, PROVED),
         "labels": {"attack": "rays", "rows": 2, "broke": 1, "why_not": None},
-        "asked": mask(4, 5),
         "named": mask(4),
         "points": torch.zeros(6, 1, 2, 2),
         "curve": {},
@@ -75,6 +76,28 @@ def test_a_row_that_the_adaptive_attack_broke_too_was_not_missed():
     found = made(verdicts=(WRONG, BROKEN, BROKEN, BROKEN, BROKEN, PROVED))
     assert found.missed() == {"naive": 0, "transfer": 0, "label-only": 0}
     assert not any("beats_adaptive" in sign for sign in signs(found))
+
+
+def test_a_row_that_only_the_attackers_draws_misread_is_not_right():
+    found = made(verdicts=(WRONG, HELD, BROKEN, HELD, WRONG, PROVED), named=mask())
+    assert torch.equal(found.right, mask(1, 2, 3, 5))
+    assert torch.equal(found.naive, mask(2, 3, 5))
+    line = row(found, made(), 1.0, 1.0)
+    illusion = line["details"]["intervals"]["illusion"][0]
+    assert illusion == pytest.approx(2 / 6, abs=1e-6)  # rows 2 and 3: they fell to attacks
+    assert [stage["rows"] for stage in line["details"]["tried"] if stage["stage"].startswith("naive")] == [4]
+
+
+def test_a_row_without_an_answer_is_held_but_not_gained():
+    failed = made(verdicts=(WRONG, HELD, ERROR, HELD, ERROR, PROVED))
+    assert torch.equal(failed.held, mask(2, 5))
+    assert torch.equal(failed.unanswered, mask(2))  # labels alone broke the other
+    bare = made(verdicts=(WRONG, BROKEN, BROKEN, BROKEN, BROKEN, BROKEN))
+    line = row(failed, bare, 1.0, 1.0)
+    assert line["adaptive"] == pytest.approx(2 / 6, abs=1e-6)  # it is an upper end
+    assert line["details"]["intervals"]["gain"][0] == pytest.approx(1 / 6, abs=1e-6)
+    assert any(sign.startswith("no_answer: the adaptive attack got no answer for 1 row") for sign in line["signs"])
+    assert not any(sign.startswith("no_answer") for sign in signs(made()))
 
 
 def test_each_sentinel_that_found_more_is_a_sign():
@@ -169,12 +192,12 @@ class Clock(nn.Module):
         return self.net(x)
 
 
-def test_an_answer_costs_what_it_asks_of_the_net_and_a_random_guard_draws_once(monkeypatch):
+def test_an_answer_costs_what_it_asks_of_the_net_and_a_random_guard_pays_for_all_its_draws(monkeypatch):
     net = Clock()
     monkeypatch.setattr("time.perf_counter", lambda: net.now)
     guards = {"plain": None, "noisy": Smoothing(0.1), "squeezed": FeatureSqueezing(threshold=1.0)}
     subjects = [Subject(Entry(name), "standard", net, guard, ()) for name, guard in guards.items()]
     state = torch.get_rng_state()
-    times = inference(net, subjects, torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
-    assert times == {"plain": 1.0, "noisy": 1.0, "squeezed": 3.0}
+    times = inference(net, subjects, torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 7)
+    assert times == {"plain": 1.0, "noisy": 7.0, "squeezed": 3.0}
     assert torch.equal(torch.get_rng_state(), state)

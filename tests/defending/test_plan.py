@@ -144,6 +144,28 @@ def test_a_file_that_gives_neither(tmp_path):
         entry(f"{tmp_path / 'gone.py'}:number")
 
 
+class Nameless(Transform):
+    """No dataclass: it shows itself by its address, which is another in the next process."""
+
+    name, differentiable, randomised = "nameless", True, False
+
+    def transform(self, x):
+        return x
+
+
+class Addressed:
+    name, version = "addressed", 1
+
+    def loss(self, net, x, y, moment):
+        return net(x).square().mean()
+
+
+@pytest.mark.parametrize("given", [Nameless, Nameless(), Addressed()])
+def test_what_a_run_that_is_taken_up_would_not_know_is_refused(given):
+    with pytest.raises(UsageError, match="make it a frozen dataclass"):
+        entry(given)
+
+
 def test_recipes_get_what_the_run_has():
     threat = L2(1.5)
     taught = []

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -10,6 +14,7 @@ from sparring.core.threat import Linf
 from sparring.data.images import Dataset
 from sparring.defending.plan import Entry
 from sparring.defending.workshop import Workshop
+from sparring.guards.detector import Detector
 from sparring.guards.median import Median
 from sparring.training.fit import Settings
 
@@ -37,6 +42,28 @@ def test_a_detector_flags_one_in_twenty_of_the_images_kept(workshop):
     mine = subject.guard.fitted(subject.net, workshop.held_out.x, 0.5)
     kept = workshop.subject(Entry("own", guard=mine)).guard  # a threshold that is set stays
     assert kept.threshold == mine.threshold != subject.guard.threshold
+
+
+@dataclass(frozen=True)
+class Noisy(Detector):
+    """Draws from two generators for each image that it looks at."""
+
+    name: ClassVar[str] = "noisy"
+    differentiable: ClassVar[bool] = True
+    randomised: ClassVar[bool] = True
+
+    def score(self, x, logits, again):
+        return torch.rand(len(x)) + random.random()
+
+
+def test_the_threshold_of_a_random_detector_hangs_on_the_seed_alone(workshop):
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        found.append(workshop.subject(Entry("noisy", guard=Noisy())).guard.threshold)
+    assert found[0] == found[1]
+    assert torch.rand(()) == torch.rand((), generator=torch.Generator().manual_seed(2))
 
 
 def test_an_ensemble_is_of_nets_of_other_seeds(workshop):
@@ -73,8 +100,10 @@ def test_what_the_training_cost(workshop):
     (teacher,) = student.others
     assert cards[teacher]["plan"]["recipe"]["options"] == "Temperature(temperature=5.0)"
     assert distilled == cards["distillation:temperature=5"]["cost_of_plain"] + cards[teacher]["cost_of_plain"]
-    together, several = cost(Entry("ensemble", guard="ensemble"))
-    assert several == sum(cards[key]["cost_of_plain"] for key in ("standard", *together.others))
+    assert cost(Entry("ensemble", guard="ensemble"))[1] == 3.0  # three plain nets
+    together, several = cost(Entry("fasts", recipe="fast", guard="ensemble"))
+    nets = ("fast", *together.others)
+    assert several == sum(workshop.made[key].card["cost_of_plain"] for key in nets)
 
 
 def test_every_net_is_trained_once(workshop, monkeypatch):

@@ -90,6 +90,7 @@ def dithered(x):
     ids=["linear", "round", "straight through", "bpda", "detached", "nan", "noise", "dithered"],
 )
 def test_a_users_guard_is_measured(function, truth, linear, images):
+    before = np.random.get_state()[2]  # noqa: NPY002 - where the global generator stands
     for differentiable in (False, True):
         for randomised in (False, True):
             guard = Mine(function, differentiable, randomised)
@@ -98,6 +99,7 @@ def test_a_users_guard_is_measured(function, truth, linear, images):
             else:
                 with pytest.raises(ModelError, match="mine claims"):
                     check_guard(guard, linear, images)
+    assert np.random.get_state()[2] == before  # noqa: NPY002
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,11 @@ def test_so_many_steps_are_timed_spread_over_the_training(steps):
     assert len(gaps) <= 1
 
 
-def test_the_multiple_is_a_median():
+def test_the_multiple_counts_dear_steps_and_forgets_one_pause_and_one_spurt():
     assert multiple([]) is None
     assert multiple([8.0, 2.0, 100.0]) == 8.0
+    assert multiple([2.0, 2.0, 2.0, 10.0, 10.0, 1000.0]) == 6.0
+    assert multiple([2.0, 4.0]) == 3.0
 
 
 def test_a_plain_step_leaves_net_and_random_numbers_alone():
@@ -49,6 +51,7 @@ class Clock:
     """Time that passes only where it is told to."""
 
     now = 0.0
+    cold = True  # a plain step after another step takes longer
 
 
 def test_the_card_has_the_time_of_a_step_over_that_of_a_plain_one(tmp_path, monkeypatch):
@@ -56,10 +59,12 @@ def test_the_card_has_the_time_of_a_step_over_that_of_a_plain_one(tmp_path, monk
     class Slow(Standard):
         def loss(self, net: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
             Clock.now += 7.5
+            Clock.cold = True
             return super().loss(net, x, y, moment)
 
     def take(self: PlainStep, x: Tensor, y: Tensor) -> None:
-        Clock.now += 3.0
+        Clock.now += 100.0 if Clock.cold else 3.0
+        Clock.cold = False
         plain(self, x, y)
 
     plain = PlainStep.take

@@ -151,7 +151,8 @@ def test_the_boosted_cross_entropy_stays_finite_where_a_rival_is_certain():
 @pytest.mark.parametrize(("progress", "eps"), [(0.15, 0.1), (0.3, 0.2), (1.0, 0.2)])
 def test_fast_takes_one_step_of_five_quarters_from_a_uniform_start(progress, eps, x, y):
     net, limit = tiny(), Linf(0.2)
-    start = (x + (2 * noise.uniform(moment().key, (1, 3, 3)) - 1) * eps).clamp(0, 1)
+    start = x + (2 * noise.uniform(moment().key, (1, 3, 3)) - 1) * eps
+    assert ((start < 0) | (start > 1)).any()  # a start is not cut off at the range of the pixels
     leaf = start.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(-shares(net(leaf))[torch.arange(ROWS), y].log().sum(), leaf)
     points = (start + 1.25 * eps * gradient.sign()).clamp(x - eps, x + eps).clamp(0, 1)

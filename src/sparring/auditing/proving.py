@@ -27,7 +27,7 @@ from sparring.core.errors import SparringError
 from sparring.core.model import Model
 from sparring.core.threat import Threat
 
-VERSION = 3  # raised whenever what is tried changes
+VERSION = 4  # raised whenever what is tried changes
 GROWTH = 4  # times as many rows as in the round before
 SAMPLE = 16  # rows that the first attack of a short profile meets before anything is proved
 SPOT = 64  # certified rows that are attacked all the same

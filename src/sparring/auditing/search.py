@@ -139,13 +139,13 @@ class Search:
     def _settle(self, stage: Stage, at: Tensor, hunt: Hunt) -> None:
         """Store what a hunt found, judge it again from there, and write its word."""
         name, ids = self.evidence.fresh(stage.number), self.images.ids[at]
-        won = hunt.found.cpu().nonzero().squeeze(1)
+        won = (hunt.found | self._close(hunt)).cpu().nonzero().squeeze(1)
         there = self.to(won)
         confirmed, said = self.confirm(
             name, ids[won], hunt.x[there], hunt.y[there], hunt.best[there], self.setting.threat
         )
         hunt.forward[there] += 2 * passes(fresh(self.setting.model))
-        moved = won[~confirmed]
+        moved = won[~confirmed & hunt.found.cpu()[won]]
         won = won[confirmed]
         state = torch.full((len(at),), HELD)
         state[won] = BROKEN
@@ -183,6 +183,16 @@ class Search:
                 "backward": backward[rest].tolist(),
             }
             self.commit(Shard(stage.number, stage.name, **told, state=[], gap=[], complete=False))
+
+    def _close(self, hunt: Hunt) -> Tensor:
+        """(m,) bool: rows whose closest point is judged, too, since it is other draws that decide.
+
+        What does not quite fool the mean of the search's draws may well fool that of those.
+        """
+        model = self.setting.model
+        close = (hunt.best != hunt.x).flatten(1).any(1) & (fresh(model) != model)
+        close[list(hunt.failed)] = False
+        return close
 
     def confirm(
         self, name: str, ids: Tensor, x: Tensor, y: Tensor, exact: Tensor, limit: Threat

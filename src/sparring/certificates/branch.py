@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ def certify(
     """Prove or break that images `x` (n, c, h, w) keep their labels `y` (n,) in `threat` (linf or l2).
 
     It ends when all are decided, or at `deadline` by `time.monotonic()`. What is broken is so by the model itself.
-    `traced` spares the trace of the model. The other options are those of `decide`.
+    `traced` spares the trace of the model. The other options are those of `decide`; `tell` hears of legal images.
     """
     check_images(x, model.bounds)
     if threat.bounds != model.bounds:
@@ -121,11 +121,17 @@ def certify(
         images = legal(points, at)
         return (model.query(images, Access.DECISION).labels != y[at]) & threat.contains(images, x[at])
 
+    everyone = torch.arange(rows, device=y.device)
+
+    def told(so_far: Decision) -> None:
+        if tell is not None:
+            tell(replace(so_far, point=legal(so_far.point, everyone)))
+
     found = decide(
         peeled.graph, peeled.region, Question(asked.flatten(0, 1).unsqueeze(1), asked.new_zeros(rows * others, 1)),
-        home=torch.arange(rows, device=y.device).repeat_interleave(others),
-        deadline=deadline, width=width, confirm=confirm, tell=tell, effort=effort,
+        home=everyone.repeat_interleave(others),
+        deadline=deadline, width=width, confirm=confirm, tell=told if tell else None, effort=effort,
     )  # fmt: skip
-    worst = legal(found.point, torch.arange(rows, device=y.device))
+    worst = legal(found.point, everyone)
     seconds = time.monotonic() - began
     return Certified(found.state == PROVED, found.state == BROKEN, found.lower, worst, found.nodes, seconds)

@@ -69,12 +69,12 @@ def crown(graph: Graph, region: Region, *, known: Bounds | None = None, ascent: 
         if known is not None:
             low, high = bounds[at]
             bounds[at] = torch.maximum(low, known[at][0]), torch.minimum(high, known[at][1])
+        if isinstance(node.op, Activation):  # before it is asked about itself, as the argument of another one
+            lines[at] = relax(node.op, bounds[node.inputs[0]])
         if at in ops and at not in sharp:
             bounds[at] = tighten(graph, at, bounds[at], lines, region, ops[at], ascent)
         if at in feet:
             bounds[at] = blurred(graph, at, bounds)
-        if isinstance(node.op, Activation):
-            lines[at] = relax(node.op, bounds[node.inputs[0]])
     return Relaxation(bounds, lines)
 
 
@@ -114,7 +114,7 @@ def tighten(
     for rows in _groups(counts[order].tolist(), _questions(graph, low)):
         row = order[rows.start : rows.stop]
         here = region.take(row)
-        around = {place: line.take(row) for place, line in lines.items() if place < at}
+        around = {place: line.take(row) for place, line in lines.items()}
         ends = (low[row], high[row])
         for index in torch.split(
             first[row, : int(counts[row[0]])], max(1, _questions(graph, low) // (2 * len(row))), 1

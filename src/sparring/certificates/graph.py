@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functionalize
 
 from sparring.certificates.lowering import lower
 from sparring.certificates.operations import Ref, Unsupported
@@ -124,6 +125,19 @@ def needed(nodes: Sequence[Node], last: int) -> list[int]:
     return sorted(wanted)
 
 
+def _writes(target: Any) -> bool:
+    """Does an operation of torch change one of its arguments?"""
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def _changes_itself(program: Any) -> bool:
+    """Does it write to a tensor that it also reads?"""
+    nodes = program.graph.nodes
+    own = {at.target for node in nodes if _writes(node.target) for at in node.all_input_nodes if at.op == "get_attr"}
+    users = [user for node in nodes if node.op == "get_attr" and node.target in own for user in node.users]
+    return any(user.users or not _writes(user.target) for user in users)
+
+
 def trace(model: Model, shape: Sequence[int], device: torch.device | str = "cpu") -> Trace:
     """What torch computes when `model` is asked for the logits of images of `shape` (c, h, w).
 
@@ -142,11 +156,16 @@ def trace(model: Model, shape: Sequence[int], device: torch.device | str = "cpu"
     example = torch.rand(_ROWS, *shape, generator=torch.Generator().manual_seed(0)).to(device) * (high - low) + low
     try:
         program = make_fx(scores, tracing_mode="fake", _allow_non_fake_inputs=True)(example)
+        if any(_writes(node.target) for node in program.graph.nodes):
+            # What is written through a view reaches all that share its memory, as no list of operations tells.
+            program = make_fx(functionalize(program), tracing_mode="fake", _allow_non_fake_inputs=True)(example)
     except Exception as error:
         raise ModelError(
             f"no proof: expected a model that torch alone computes, the same way for every image; "
             f"its trace failed: {error}"
         ) from error
+    if _changes_itself(program):
+        raise ModelError("no proof: the model keeps state: it changes a tensor of its own, and computes with it")
     found = Trace(program, tuple(shape), example.device)
     with torch.no_grad():
         try:

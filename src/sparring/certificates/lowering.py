@@ -24,8 +24,7 @@ def lower(program: Any, images: Ref, add: Add, dtype: torch.dtype, rows: int) ->
             values[node] = images
         elif node.op == "get_attr":
             held = getattr(program, node.target)
-            held = held if torch.is_grad_enabled() else held.detach()
-            values[node] = held.to(dtype) if held.is_floating_point() else held
+            values[node] = held if torch.is_grad_enabled() else held.detach()
         elif node.op == "output":
             (out,) = node.args
             last = values[out]
@@ -35,11 +34,27 @@ def lower(program: Any, images: Ref, add: Add, dtype: torch.dtype, rows: int) ->
         elif node.users:
             args, kwargs = known(node.args), known(node.kwargs)
             if _refs((args, kwargs)):
+                args, kwargs = _in(dtype, args), _in(dtype, kwargs)
                 values[node] = _lower_one(node, args, kwargs, add, rows)
             else:
-                made = node.target(*args, **kwargs)
-                values[node] = made.to(dtype) if isinstance(made, Tensor) and made.is_floating_point() else made
+                values[node] = _constant(node, args, kwargs)
     raise Unsupported("expected a program with an output")
+
+
+def _constant(node: Any, args: Any, kwargs: Any) -> Any:
+    """What does not hang on the images: as the model finds it, so in its own arithmetic."""
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        raise Unsupported(f"expected a model without noise, got one that draws by {node.target.__name__!r}")
+    return node.target(*args, **kwargs)
+
+
+def _in(dtype: torch.dtype, value: Any) -> Any:
+    """`value`, an argument, with its tensors of floating point in `dtype`."""
+    if isinstance(value, dict):
+        return {key: _in(dtype, part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in(dtype, part) for part in value]
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _refs(value: Any) -> list[Ref]:
@@ -66,5 +81,5 @@ def _lower_one(node: Any, args: Any, kwargs: Any, add: Add, rows: int) -> Any:
             raise Unsupported(f"expected rows that do not mix, but {name!r} joins them")
     try:
         return LOWER[name](add, *args, **kwargs)
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:  # such as a value where a rule expects a constant
         raise Unsupported(f"no linear bounds for {name!r} with these options: {error}") from error

@@ -112,7 +112,11 @@ def _scale(add: Add, x: Ref, factor: Any, shift: Any = None) -> Ref:
 
 
 def _tensor(value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+    if isinstance(value, Tensor):
+        return value
+    if torch.finfo(torch.float32).max < abs(value) < math.inf:
+        raise Unsupported(f"expected numbers that float32 can hold, got {value:g}")
+    return torch.tensor(float(value), dtype=torch.float64)
 
 
 def _sum(add: Add, a: Any, b: Any, signs: tuple[float, float]) -> Ref:
@@ -205,6 +209,8 @@ def _average(
     count_include_pad: bool = True,
     divisor: int | None = None,
 ) -> Ref:
+    if divisor is not None and divisor < 0:
+        raise Unsupported(f"expected an average with a positive divisor, got {divisor}")
     options = (_pair(kernel), _pair(stride or kernel), _pair(padding), ceil_mode, count_include_pad, divisor)
     return add(Rearrange(lambda t: F.avg_pool2d(t, *options), x.shape, math.prod(_pair(kernel)) + 1), x)
 
@@ -308,6 +314,8 @@ def _slice(add: Add, x: Ref, dim: int = 0, start: int | None = None, end: int | 
 
 
 def _pad(add: Add, x: Ref, pads: list[int], value: float = 0) -> Ref:
+    if len(pads) > 2 * len(x.shape):
+        raise Unsupported("expected rows that do not mix, got a padding along the batch")
     padded = add(Rearrange(lambda t: F.pad(t, pads), x.shape), x)
     if not value:
         return padded

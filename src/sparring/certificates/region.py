@@ -83,8 +83,8 @@ def region(threat: Threat, x: Tensor) -> Region:
 
     The ball is larger than eps by the slack that the judge allows.
     """
+    low, high = (torch.full_like(x, end).double() for end in threat.bounds)  # as the judge compares: in float32
     x = x.double()
-    low, high = (torch.full_like(x, end) for end in threat.bounds)
     reach = threat.eps + threat.slack
     if isinstance(threat, Unbounded) or (isinstance(threat, L2) and math.isinf(threat.eps)):
         return Region(x, low, high)

@@ -7,12 +7,13 @@ can find there, hence the staircase all that it can answer, and behind it the er
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from sparring.certificates.graph import Graph, evaluate, needed
-from sparring.certificates.operators import Activation, Interval, Reshape, Scale
+from sparring.certificates.operators import Activation, Interval, Operator, Rearrange, Scale
 from sparring.certificates.rounding import error, unit
 
 
@@ -25,11 +26,22 @@ def blurred(graph: Graph, place: int, bounds: Mapping[int, Interval]) -> Interva
     """What the model finds at `place`: `bounds` there, wider by all that it rounds on the way."""
     with torch.no_grad():
         way = needed(graph.nodes, place)[1:]
-        if all(isinstance(graph.nodes[at].op, Scale | Reshape) for at in way):
+        if all(_single(graph.nodes[at].op) for at in way):
             return _pixelwise(graph, way, bounds[0])
         low, high = bounds[place]
-        off = error(graph, place, bounds, unit(low.device))
+        off = error(graph, place, bounds, unit(low.device)) + _ours(bounds, (0, *way), low)
     return low - off, high + off
+
+
+def _single(op: Operator) -> bool:
+    """Does it make each entry of a single one?"""
+    return isinstance(op, Scale) or (isinstance(op, Rearrange) and not op.terms)
+
+
+def _ours(bounds: Mapping[int, Interval], way: Sequence[int], like: Tensor) -> Tensor:
+    """(n, 1, ...) what float64 may have rounded in `bounds`: it counts where the model itself rounds nothing."""
+    largest = torch.stack([end.flatten(1).abs().amax(1) for at in way for end in bounds[at]]).amax(0)
+    return (2.0**-48 * largest).view(-1, *(1,) * (like.dim() - 1))
 
 
 def _pixelwise(graph: Graph, way: list[int], pixels: Interval) -> Interval:

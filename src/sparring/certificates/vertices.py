@@ -69,6 +69,8 @@ def _solved(frame: Frame, slopes: np.ndarray, ends: np.ndarray) -> tuple[np.ndar
     """A solution x and the dual variables of all rows: min t + penalty r, asked <= t, -sign z <= r."""
     from scipy.optimize import linprog  # slow to import, and rarely needed
 
+    if not (np.isfinite(slopes).all() and np.isfinite(ends).all()):
+        return None
     where, s = frame.region, frame.leaves.mix.shape[1]
     low, high, x0 = (end.flatten().cpu().numpy() for end in (where.low, where.high, where.x))
     split = np.arange(len(ends)) >= s

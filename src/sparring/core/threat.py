@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +40,12 @@ class Threat(ABC):
     def slack(self) -> float:
         """How far outside a point may lie and still count as inside: room for float32 rounding."""
         return 1e-6 * (self.bounds[1] - self.bounds[0]) * max(1.0, self.eps if math.isfinite(self.eps) else 1.0)
+
+    @property
+    def changes(self) -> Self:
+        """The same ball about 0, for changes themselves: any change of a pixel inside the bounds fits in its own."""
+        low, high = self.bounds
+        return replace(self, bounds=(low - high, high - low))
 
     @abstractmethod
     def length(self, delta: Tensor) -> Tensor:

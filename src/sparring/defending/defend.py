@@ -33,7 +33,7 @@ from sparring.training.fit import Settings
 
 SECTION = "defenses"
 PROFILES = ("quick", "standard")
-VERSION = 2  # raised whenever what is tried changes
+VERSION = 3  # raised whenever what is tried changes
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _conclude(bench: Bench, found: Sequence[Measured], workshop: Workshop) -> di
     base, run = found[0], bench.run
     subjects: list[Subject] = [measured.subject for measured in found]
     x = bench.to(bench.images.x)
-    times, _ = bench.once("inference", lambda: (dict(inference(base.subject.net, subjects, x)), {}))
+    times, _ = bench.once("inference", lambda: (dict(inference(base.subject.net, subjects, x, bench.draws)), {}))
     at = shown(base, bench.images)
     rows: list[dict[str, Any]] = []
     tensors: dict[str, Tensor] = {"x": bench.images.x[at]}

@@ -17,6 +17,7 @@ from sparring.defending.bench import Bench
 from sparring.defending.workshop import Subject
 from sparring.engine import width as widths
 from sparring.guards.check import check_guard
+from sparring.models.eot import apart
 
 LOOKED_AT = 64  # rows on which claims and gradients are looked at
 NAIVE, CARRIED = "naive: ", "transfer: "
@@ -62,8 +63,8 @@ def _look(bench: Bench, subject: Subject, judged: Model) -> tuple[dict[str, Any]
         masks[f"{_FELL}{name}"] = bench.judge(judged, points).hit.cpu()
     few = right.nonzero().squeeze(1)
     few = few[torch.linspace(0, len(few) - 1, min(LOOKED_AT, len(few))).long()] if len(few) else few
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        torch.manual_seed(bench.seed)
+    with apart(x.device) as seed:
+        seed(bench.seed)
         silent = _silent(subject.deployed, x[bench.to(few)], y[bench.to(few)])
     claims = _claims(subject, _off_the_grid(x[:LOOKED_AT], key[:LOOKED_AT]))
     return {"claims": claims, "silent": silent}, masks

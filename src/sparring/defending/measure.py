@@ -62,8 +62,7 @@ class Measured:
     audit: Audit
     verdicts: tuple[Verdict, ...]  # of the audit
     labels: dict[str, Any]  # the attack that sees labels only
-    asked: Tensor  # the rows that it met
-    named: Tensor  # and those that fell to it
+    named: Tensor  # the rows that fell to it
     points: Tensor  # (n, c, h, w) by these images; elsewhere the clean one
     curve: dict[str, Any]  # robust accuracy over eps, as `auditing.curve` has it
     claim: Claim | None = None  # of randomised smoothing, which proves nothing
@@ -71,13 +70,16 @@ class Measured:
 
     @property
     def right(self) -> Tensor:
-        """(n,) bool: rows that are right untouched."""
-        return self.deployed.right
+        """(n,) bool: rows that are right untouched: of a random guard under the attacker's draws, too.
+
+        What those alone misread fell to no attack, and so is neither naive strength nor adaptive weakness.
+        """
+        return self.deployed.right & ~_are(self.verdicts, Verdict.MISCLASSIFIED)
 
     @property
     def naive(self) -> Tensor:
         """(n,) bool: rows that hold against the attack that ignores the defense."""
-        return self.deployed.naive
+        return self.deployed.naive & self.right
 
     @property
     def held(self) -> Tensor:
@@ -93,7 +95,12 @@ class Measured:
     @property
     def proved(self) -> Tensor:
         """(n,) bool: rows that the audit certified; one that is not held contradicts its proof."""
-        return torch.tensor([verdict is Verdict.CERTIFIED for verdict in self.verdicts])
+        return _are(self.verdicts, Verdict.CERTIFIED)
+
+    @property
+    def unanswered(self) -> Tensor:
+        """(n,) bool: rows that hold only because the defense, or what attacks it, failed on them."""
+        return self.held & _are(self.verdicts, Verdict.ERROR)
 
     def missed(self) -> dict[str, int]:
         """Rows that the adaptive attack left and something simpler broke, by what that was."""
@@ -112,7 +119,11 @@ class Measured:
 
 def _lost(verdicts: tuple[Verdict, ...]) -> Tensor:
     """(n,) bool: rows that the audit found broken, or misread under its own draws."""
-    return torch.tensor([verdict in (Verdict.BROKEN, Verdict.MISCLASSIFIED) for verdict in verdicts])
+    return _are(verdicts, Verdict.BROKEN, Verdict.MISCLASSIFIED)
+
+
+def _are(verdicts: tuple[Verdict, ...], *kinds: Verdict) -> Tensor:
+    return torch.tensor([verdict in kinds for verdict in verdicts])
 
 
 def _held(found: Deployed, verdicts: tuple[Verdict, ...]) -> Tensor:
@@ -146,10 +157,11 @@ def measure(bench: Bench, subject: Subject) -> Measured:
     labels, by_labels = bench.once(f"labels--{name}", lambda: _labels_only(bench, judged, held, tell))
     drawn = Run.open(found.run).figures("curve")
     if drawn is None:
-        drawn, _ = bench.once(f"curve--{name}", lambda: (_curve(bench, knowing, seen.right), {}))
+        right = seen.right & ~_are(verdicts, Verdict.MISCLASSIFIED)
+        drawn, _ = bench.once(f"curve--{name}", lambda: (_curve(bench, knowing, right), {}))
     said = None if seen.claims else claim(bench, subject)  # which hangs on what the guard claims of itself
-    asked, named, points = (by_labels[part] for part in ("asked", "named", "points"))
-    return Measured(subject, seen, found, verdicts, labels, asked, named, points, drawn, said)
+    named, points = by_labels["named"], by_labels["points"]
+    return Measured(subject, seen, found, verdicts, labels, named, points, drawn, said)
 
 
 def _aloud(tell: Tell, name: str, what: str, done: int, of: int) -> None:
@@ -159,7 +171,7 @@ def _aloud(tell: Tell, name: str, what: str, done: int, of: int) -> None:
 def _labels_only(bench: Bench, judged: Model, held: Tensor, tell: Tell) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """An attack that sees labels only, as deployed, on a few of the rows that hold so far."""
     images, name = bench.images, LABELS.get(bench.threat.norm)
-    asked, found, points = torch.zeros_like(held), torch.zeros_like(held), images.x.clone()
+    found, points = torch.zeros_like(held), images.x.clone()
     at = held.nonzero().squeeze(1)
     at = at[torch.linspace(0, len(at) - 1, min(ASKED, len(at))).long()] if len(at) else at
     told: dict[str, Any] = {"attack": name, "queries": QUERIES, "rows": len(at), "broke": 0, "why_not": None}
@@ -178,11 +190,11 @@ def _labels_only(bench: Bench, judged: Model, held: Tensor, tell: Tell) -> tuple
                 on_progress=partial(tell, "labels only"),
             )
         except (AttackError, ModelError) as error:  # one that answers as it likes, say
-            return told | {"rows": 0, "why_not": str(error)}, {"asked": asked, "named": found, "points": points}
-        asked[at], found[at] = True, (out.found & ~out.clean).cpu()
+            return told | {"rows": 0, "why_not": str(error)}, {"named": found, "points": points}
+        found[at] = (out.found & ~out.clean).cpu()
         points[found] = out.best.cpu()[found[at]]
         told["broke"] = int(found.sum())
-    return told, {"asked": asked, "named": found, "points": points}
+    return told, {"named": found, "points": points}
 
 
 def _curve(bench: Bench, model: Model, right: Tensor) -> dict[str, Any]:

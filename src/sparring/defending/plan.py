@@ -107,6 +107,11 @@ def _entry(name: str, parts: Sequence[str | Guard | Defense], source: str | None
     training = [part for part in parts if not _is_guard(part)]
     if len(guards) > 1 or len(training) > 1:
         raise UsageError(f"expected one guard and one recipe at most, got {name}; such as smoothing+gaussian")
+    if any(type(part).__repr__ is object.__repr__ for part in parts):
+        raise UsageError(
+            f"expected {name} to show its options, by which a run that is taken up knows it; make it a "
+            f"frozen dataclass"
+        )
     guard = cast("str | Guard | None", guards[0] if guards else None)
     recipe = cast("str | Defense", training[0] if training else PLAIN)
     return Entry(name, DEFENSE, recipe, guard, source)

@@ -79,7 +79,7 @@ def _counts(measured: Measured, base: Measured) -> Counts:
         right=int(right.sum()),
         naive=int(measured.naive.sum()),
         adaptive=int(held.sum()),
-        gained=int((held & ~base.held).sum()),
+        gained=int((held & ~base.held & ~measured.unanswered).sum()),
         given=int((~held & base.held).sum()),
         lost=int((base.right & ~right).sum()),
         won=int((right & ~base.right).sum()),
@@ -134,6 +134,11 @@ def signs(measured: Measured) -> list[str]:
         for name, count in measured.missed().items()
         if count
     ]
+    if failed := int(measured.unanswered.sum()):
+        found.append(
+            f"no_answer: the adaptive attack got no answer for {number_of(failed, 'row')} that nothing else broke; "
+            f"counted as held, but not as gained; the audit's rows.csv has the reasons"
+        )
     broken_proofs = int((measured.proved & ~measured.held).sum())
     if broken_proofs:
         found.append(
@@ -235,8 +240,6 @@ def _fate(
         return "broken", f"labels only: {measured.labels['attack']}", measured.points[place]
     if (lent := measured.borrowed) is not None and lent.fell[place]:
         return "broken", f"{BORROWED}{lent.names[int(lent.by[place])]}", lent.points[int(lent.fell[:place].sum())]
-    if not measured.held[place]:  # read rightly under the draws that decide, wrongly under others
-        return "broken", f"adaptive: {stage}", clean
     return ("certified" if measured.certified[place] else "undecided"), None, last
 
 

@@ -22,6 +22,7 @@ from sparring.defenses.distillation import Temperature
 from sparring.guards.detector import Detector
 from sparring.guards.guard import Guard, Guarded
 from sparring.models.checkpoint import Checkpoint
+from sparring.models.eot import apart
 from sparring.models.torch import TorchModel
 from sparring.training.fit import Settings, fit
 
@@ -90,7 +91,10 @@ class Workshop:
         if guard is not None:
             Guarded(guard, net).to(self.device)  # what it holds moves in place
         if isinstance(guard, Detector) and guard.threshold is None:
-            guard = guard.fitted(net, self.held_out.x.to(self.device), RATE)
+            rows = self.held_out.x.to(self.device)
+            with apart(rows.device) as seed:
+                seed(self.settings.seed)  # of one that draws, so that a run that is taken up has the same threshold
+                guard = guard.fitted(net, rows, RATE)
         return Subject(entry, key, net, guard, others)
 
     def cost(self, subject: Subject) -> float:
@@ -98,9 +102,10 @@ class Workshop:
 
         All take as many steps, and those of each recipe were timed beside plain ones (`training.cost`).
         """
-        if (subject.key, subject.others) == (PLAIN, ()):
-            return 1.0
-        return float(round(sum(self.made[key].card["cost_of_plain"] for key in (subject.key, *subject.others)), 2))
+        cards = [self.made[key].card for key in (subject.key, *subject.others)]
+        plain = [card["plan"]["recipe"]["name"] == PLAIN for card in cards]  # which cost 1, whatever was timed
+        costs = [1.0 if known else card["cost_of_plain"] for known, card in zip(plain, cards, strict=True)]
+        return float(round(sum(costs), 2))
 
     def _train(self, wanted: str | Defense, member: int = 0) -> str:
         """Train by a recipe, once; returns the key of the net. Members of an ensemble differ by their seed."""

@@ -34,11 +34,11 @@ class Fast:
     threat: Threat
     step: float = 1.25
     watch: int = 16
-    tolerance: float = 0.5
+    tolerance: float = 0.2
     warmup: float = 0.3
 
     name: ClassVar[str] = "fast"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Wong et al. 2020, arXiv:2001.03994"
 
     def __post_init__(self) -> None:
@@ -77,14 +77,19 @@ class Fast:
         return bool(fallen.sum() > self.tolerance * held.sum())
 
     def jump(self, net: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
-        """(n, c, h, w) one step of `step` eps from a random legal point, projected."""
+        """(n, c, h, w) one step of `step` eps from a random point of the ball, projected.
+
+        The point may leave the range of the pixels, as theirs may. Cut off there, half of all black pixels would
+        start at black, and the step would end at an edge of the ball from wherever it started.
+        """
         threat = self._madry.limit(moment)
-        start = threat.sample(x, moment.key).detach().requires_grad_()
+        start = threat.changes.sample(torch.zeros_like(x), moment.key)
+        leaf = (x + start).detach().requires_grad_()
         with torch.enable_grad():
-            loss = cross_entropy(net(start).double(), y, reduction="sum")  # double: it saturates later
-        (gradient,) = torch.autograd.grad(loss, start)
-        start = start.detach()
-        return threat.project(start + self.step * threat.eps * threat.steepest(gradient, start), x)
+            loss = cross_entropy(net(leaf).double(), y, reduction="sum")  # double: it saturates later
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        change = start + self.step * threat.eps * threat.steepest(gradient, leaf.detach())
+        return threat.project(x + threat.changes.project(change, torch.zeros_like(x)), x)
 
     def cost(self, net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, points: Tensor) -> Tensor:
         """Mean cross-entropy at `points`."""

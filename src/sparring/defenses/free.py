@@ -54,9 +54,7 @@ class Free:
         """(n, c, h, w) d after a step of eps along `gradient`, within eps."""
         threat = self.limit(moment)
         before = torch.zeros_like(x) if moment.carried is None else moment.carried
-        low, high = threat.bounds
-        ball = replace(threat, bounds=(low - high, high - low))  # about 0, where any change of a pixel fits
-        return ball.project(before + threat.eps * threat.steepest(gradient), torch.zeros_like(x))
+        return threat.changes.project(before + threat.eps * threat.steepest(gradient), torch.zeros_like(x))
 
     def limit(self, moment: Moment) -> Threat:
         """The threat model of this moment: eps grows from 0 over the warm-up."""

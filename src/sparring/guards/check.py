@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparring.core.errors import ModelError
 from sparring.guards.guard import Guard, Guarded, Net, Transform
+from sparring.models.eot import apart
 
 CALLS = 8  # a random guard of few outcomes may say the same several times
 NOISE = 1 << 14  # draws that tell Gaussian noise from a tenth more of it
@@ -26,8 +27,8 @@ def check_guard(guard: Guard, net: Net, x: Tensor) -> None:
     hand does not pass. Its noise is Gaussian if what it adds, also to black and to white, is distributed so
     (Kolmogorov and Smirnov). A generator of the guard's own is moved on; the global ones are as they were.
     """
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        torch.manual_seed(0)
+    with apart(x.device) as seed:
+        seed(0)
         inside: list[Transform] = []
 
         def see(transform: Transform, pixels: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class EOT(Sampled):
     def query(self, x: Tensor, access: Access) -> Prediction:
         """Answer for images `x` (n, c, h, w)."""
         asked = max(access, min(self.access, Access.SCORE))
-        with _apart(x.device) as seed:
+        with apart(x.device) as seed:
             draws = [self._draw(x, asked, seed, number) for number in self._seeds]
         logits = [draw.logits for draw in draws if draw.logits is not None]
         if len(logits) < self.n:
@@ -108,7 +108,7 @@ class EOT(Sampled):
                 leaf = stacked.detach().requires_grad_()
                 (parts,) = torch.autograd.grad(_mean(leaf), leaf, cotangent)
             total = torch.zeros(())
-            with _apart(device) as seed:
+            with apart(device) as seed:
                 for index, (vjp, part) in enumerate(zip(pulls, parts, strict=True)):
                     seed(self._seeds[index])  # a backward pass may draw as well
                     gradient = vjp(part, keep=keep)
@@ -129,7 +129,7 @@ def _share(named: Tensor, labels: Tensor) -> Tensor:
 
 
 @contextmanager
-def _apart(device: torch.device) -> Iterator[Callable[[int], None]]:
+def apart(device: torch.device) -> Iterator[Callable[[int], None]]:
     """What seeds every global generator that a model may draw from; afterwards they are as they were."""
     generators = [torch.default_generator]
     if device.type == "cuda":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from statistics import median
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,12 @@ def _wait(device: str) -> None:
 
 
 def multiple(ratios: Sequence[float]) -> float | None:
-    """The median of the ratios measured, which a pause of the machine does not move; None of none."""
-    return round(median(ratios), 2) if ratios else None
+    """The mean of the ratios measured but for the least and the largest of three or more; None of none.
+
+    A mean, since some steps of a recipe may cost more than others; a pause of the machine makes one the largest.
+    """
+    kept = sorted(ratios)[1:-1] if len(ratios) > 2 else ratios
+    return round(fmean(kept), 2) if kept else None
 
 
 class PlainStep:

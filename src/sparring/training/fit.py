@@ -241,11 +241,15 @@ class _Run:
     def advance(self) -> None:
         """Take one step, and now and then time it beside a plain one."""
         if timed(self.step, self.settings.steps):
-            plain = seconds(lambda: self.plain.take(*self._batch()[:2]), self.device)
+            self._plain_step()  # its weights, unlike the net's, have left the cache since the last time
+            plain = seconds(self._plain_step, self.device)
             self.ratios.append(seconds(self._descend, self.device) / plain)
         else:
             self._descend()
         self.step += 1
+
+    def _plain_step(self) -> None:
+        self.plain.take(*self._batch()[:2])
 
     def _descend(self) -> None:
         settings, progress = self.settings, self.step / self.settings.steps
