@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparring.core.errors import ModelError, UsageError
 from sparring.models.foreign import answering, framework
 from sparring.models.keras import stateless
+from sparring.models.nets import Contrast
 from sparring.models.tensorflow import Border
 
 
@@ -39,9 +40,20 @@ def convert(net: nn.Sequential, shape: Sequence[int]) -> Any:
             size, stride, bias = layer.kernel_size, layer.stride, layer.bias is not None
             model.add(keras.layers.Conv2D(layer.out_channels, size, strides=stride, use_bias=bias))
             _fill(model.layers[-1], layer.weight.permute(2, 3, 1, 0), layer.bias)
+        elif isinstance(layer, Contrast):
+            model.add(_contrast(keras, layer, (height, width, channels)))
         else:
-            raise ModelError(f"expected Linear, Conv2d, ReLU and Flatten, got {type(layer).__name__}")
+            raise ModelError(f"expected Contrast, Linear, Conv2d, ReLU and Flatten, got {type(layer).__name__}")
     return model
+
+
+def _contrast(keras: Any, layer: Contrast, shape: Sequence[int]) -> Any:
+    """`layer` on images of `shape` (h, w, c), in layers that Keras can store."""
+    images = keras.Input(shape)
+    factor = 1 / (layer.high - layer.low)
+    clipped = keras.layers.ReLU(max_value=1.0)(keras.layers.Rescaling(factor, -layer.low * factor)(images))
+    shares = (clipped, 1 - layer.leak), (images, layer.leak)
+    return keras.Model(images, keras.layers.Add()([keras.layers.Rescaling(share)(part) for part, share in shares]))
 
 
 def _fill(layer: Any, *weights: Tensor | None) -> None:
