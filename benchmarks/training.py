@@ -81,7 +81,7 @@ def chart(lines: list[dict[str, Any]], title: str) -> str:
             axes.lines[-1].set_label(route)
         charts.log_axis(axes, "x", "spent on training, in plain steps")
         charts.percent_axis(axes, title)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     return charts.standalone(charts.svg("training", draw, (7.0, 4.2)))
 

@@ -172,7 +172,7 @@ def log_axis(axes: Axes, which: str, label: str) -> None:
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1,) if high > 200 * low else (1, 2, 5)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"))
 
 
 def name_points(axes: Axes, points: Iterable[tuple[float, float, str]]) -> None:
