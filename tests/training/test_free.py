@@ -105,26 +105,6 @@ def test_a_minibatch_is_shown_so_often_and_moved_the_same_way_each_time(tmp_path
     assert not torch.equal(groups[0][0], wide.train.x[:50])
 
 
-@pytest.mark.parametrize("stop_at", [5, 7])
-def test_a_stopped_training_goes_on_to_the_same_weights(digits, tmp_path, stop_at):
-    settings, free = Settings("dense", 20, every=5), Free(Linf(EPS), replays=3)  # stored amid the replays
-
-    class Killed(Exception):
-        pass
-
-    def stop(step: int) -> None:
-        if step == 5 + stop_at:
-            raise Killed
-
-    with pytest.raises(Killed):
-        fit(settings, digits, free, tmp_path / "a", on_step=stop)
-    steps: list[int] = []
-    resumed = fit(settings, digits, free, tmp_path / "a", on_step=steps.append)
-    whole = fit(settings, digits, free, tmp_path / "b")
-    assert steps[0] == (6 if stop_at == 5 else 11)
-    assert resumed.card["weights_sha256"] == whole.card["weights_sha256"]
-
-
 def moment(progress: float, carried: Tensor | None = None) -> Moment:
     return Moment(progress, noise.keys(0, torch.arange(4), torch.zeros(4, dtype=torch.int64)), carried)
 

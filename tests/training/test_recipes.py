@@ -410,6 +410,7 @@ def teacher(digits, tmp_path_factory) -> Checkpoint:
 
 RESUMED = {
     "fast": lambda _: Fast(STEPS, Linf(0.1), watch=32, tolerance=0.01),
+    "free": lambda _: Free(Linf(0.1), replays=3),  # the tenth step, which is stored, stands amid the replays
     "awp": lambda _: AWP(MART(STEPS, Linf(0.1))),
     "gaussian": lambda _: Gaussian(),
     "distillation": lambda teacher: Distillation(teacher),

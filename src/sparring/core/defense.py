@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+from sparring.core.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,14 @@ class Moment:
     progress: float  # from 0 at the first step to 1 at the last
     key: Tensor  # (n,) int64: a noise key for each image, fresh each step
     carried: Tensor | None = None  # (n, c, h, w) what a `Replaying` defense handed on; None at the first step
+
+    def risen(self, warmup: float) -> float:
+        """The share of eps, from 0 to 1, in a training whose first share `warmup` it takes to grow."""
+        return min(1.0, self.progress / warmup) if warmup else 1.0
+
+    def limit(self, threat: Threat, warmup: float) -> Threat:
+        """`threat` with the eps of this moment."""
+        return replace(threat, eps=threat.eps * self.risen(warmup))
 
 
 class Defense(Protocol):

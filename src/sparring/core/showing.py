@@ -24,9 +24,9 @@ def figure(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
 
 
-def number_of(count: int, what: str, many: str | None = None) -> str:
-    """A count of things, such as `1 row`, `0 rows`, `1,024 draws`; `many` is a plural that takes no s."""
-    return f"{count:,} {what if count == 1 else many or f'{what}s'}"
+def number_of(count: int, what: str) -> str:
+    """A count of things, such as `1 row`, `0 rows`, `1,024 draws`."""
+    return f"{count:,} {what if count == 1 else f'{what}s'}"
 
 
 def rounded(value: float | None, digits: int = 6) -> float | None:

@@ -13,7 +13,7 @@ from sparring.certificates.graph import Graph
 from sparring.certificates.region import Region
 from sparring.core.defense import Moment
 from sparring.core.threat import Threat
-from sparring.defenses.ibp import bounded, check_boundable, check_share, interval_margins, risen, worst_case
+from sparring.defenses.ibp import bounded, check_boundable, check_share, interval_margins, worst_case
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class CrownIBP:
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """The mean of both losses, in the shares of this moment."""
-        ramp = risen(moment, self.warmup)
+        ramp = moment.risen(self.warmup)
         graph, where = bounded(net, x, self.threat, ramp)
         linear, clean = (1 - ramp * (1 - end) for end in (self.beta, self.kappa))
         robust = worst_case(mixed_margins(graph, y, where, linear))

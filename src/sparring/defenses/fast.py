@@ -82,7 +82,7 @@ class Fast:
         The point may leave the range of the pixels, as theirs may. Cut off there, half of all black pixels would
         start at black, and the step would end at an edge of the ball from wherever it started.
         """
-        threat = self._madry.limit(moment)
+        threat = moment.limit(self.threat, self.warmup)
         start = threat.changes.sample(torch.zeros_like(x), moment.key)
         leaf = (x + start).detach().requires_grad_()
         with torch.enable_grad():

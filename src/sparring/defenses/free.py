@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -48,15 +48,10 @@ class Free:
 
     def points(self, x: Tensor, moment: Moment) -> Tensor:
         """(n, c, h, w) the legal points that stand for x + d."""
-        return x if moment.carried is None else self.limit(moment).project(x + moment.carried, x)
+        return x if moment.carried is None else moment.limit(self.threat, self.warmup).project(x + moment.carried, x)
 
     def hand_on(self, x: Tensor, gradient: Tensor, moment: Moment) -> Tensor:
         """(n, c, h, w) d after a step of eps along `gradient`, within eps."""
-        threat = self.limit(moment)
+        threat = moment.limit(self.threat, self.warmup)
         before = torch.zeros_like(x) if moment.carried is None else moment.carried
         return threat.changes.project(before + threat.eps * threat.steepest(gradient), torch.zeros_like(x))
-
-    def limit(self, moment: Moment) -> Threat:
-        """The threat model of this moment: eps grows from 0 over the warm-up."""
-        ramp = min(1.0, moment.progress / self.warmup) if self.warmup else 1.0
-        return replace(self.threat, eps=self.threat.eps * ramp)

@@ -47,16 +47,11 @@ class IBP:
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """The mean of both, in the shares of this moment."""
-        ramp = risen(moment, self.warmup)
+        ramp = moment.risen(self.warmup)
         graph, where = bounded(net, x, self.threat, ramp)
         robust = worst_case(interval_margins(graph, y, where))
         clean = 1 - ramp * (1 - self.kappa)
         return clean * cross_entropy(net(x), y) + (1 - clean) * robust if clean else robust
-
-
-def risen(moment: Moment, warmup: float) -> float:
-    """The share of eps, from 0 to 1, at this moment of a training with `warmup`."""
-    return min(1.0, moment.progress / warmup) if warmup else 1.0
 
 
 def worst_case(lower: Tensor) -> Tensor:

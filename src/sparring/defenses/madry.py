@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -40,7 +40,7 @@ class Madry:
 
     def points(self, net: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """(n, c, h, w) where the attack ends; the net is searched in eval mode."""
-        threat = self.limit(moment)
+        threat = moment.limit(self.threat, self.warmup)
         mode = net.training
         net.eval()
         batch = Batch(x, y, torch.full_like(y, -1), moment.key, threat)
@@ -51,8 +51,3 @@ class Madry:
     def cost(self, net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, points: Tensor) -> Tensor:
         """Mean cross-entropy at `points`."""
         return cross_entropy(net(points), y)
-
-    def limit(self, moment: Moment) -> Threat:
-        """The threat model of this moment: eps grows from 0 over the warm-up."""
-        ramp = min(1.0, moment.progress / self.warmup) if self.warmup else 1.0
-        return replace(self.threat, eps=self.threat.eps * ramp)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparring.core.attack import Attack
 from sparring.core.defense import Moment
 from sparring.core.threat import Threat
-from sparring.defenses.ibp import bounded, check_boundable, check_share, interval_margins, risen, worst_case
+from sparring.defenses.ibp import bounded, check_boundable, check_share, interval_margins, worst_case
 from sparring.defenses.madry import Madry
 
 
@@ -42,5 +42,5 @@ class MTLIBP:
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """The mean of both losses."""
         attacked = Madry(self.attack, self.threat, self.warmup).loss(net, x, y, moment)
-        graph, where = bounded(net, x, self.threat, risen(moment, self.warmup))
+        graph, where = bounded(net, x, self.threat, moment.risen(self.warmup))
         return (1 - self.alpha) * attacked + self.alpha * worst_case(interval_margins(graph, y, where))

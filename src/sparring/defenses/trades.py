@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -38,8 +38,7 @@ class TRADES:
 
     def points(self, net: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """(n, c, h, w) the worst points found in eval mode, within the eps of this moment."""
-        ramp = min(1.0, moment.progress / self.warmup) if self.warmup else 1.0
-        threat = replace(self.threat, eps=self.threat.eps * ramp)
+        threat = moment.limit(self.threat, self.warmup)
         mode = net.training
         net.eval()
         worst = self.worst(net, threat, x, moment.key)
